@@ -1,0 +1,1 @@
+"""The service: API, durable jobs, storage, reports."""
