@@ -219,7 +219,8 @@ class AsyncClient:
         if isinstance(step, Send):
             return await self._send(step)
         if isinstance(step, Sleep):
-            return await asyncio.sleep(step.seconds)
+            await asyncio.sleep(step.seconds)
+            return None
         return await asyncio.to_thread(step.function)
 
     async def _send(self, step: Send) -> v1.WriteResponse:

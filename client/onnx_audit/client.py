@@ -52,8 +52,7 @@ class Client:
         retries: RetryPolicy | None = None,
     ) -> None:
         self._session = Session(timeout, retries or RetryPolicy())
-        open_channel: Callable[..., grpc.Channel] = grpc.insecure_channel
-        self._channel = open_channel(target, options=rpc.CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=rpc.CHANNEL_OPTIONS)
         self._stubs: dict[type[Any], Any] = {}
 
     def __enter__(self) -> Self:

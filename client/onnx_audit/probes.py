@@ -24,7 +24,6 @@ from onnx_audit.errors import ProbeError
 from onnx_audit.image_folder import load_image_folder
 
 Array: TypeAlias = npt.NDArray[Any]
-ProbesLike: TypeAlias = "Probes | Array | Mapping[str, Array] | Path | str"
 
 INPUT_DTYPES: Final = ("uint8", "float16", "float32", "float64")
 # Names under which a file may hold its inputs; the first is the one to use.
@@ -51,6 +50,9 @@ class Probes:
     display_name: str = ""
     input_spec: v1.InputSpec | None = None
     notes: tuple[str, ...] = ()
+
+
+ProbesLike: TypeAlias = Probes | Array | Mapping[str, Array] | Path | str
 
 
 def load_probes(

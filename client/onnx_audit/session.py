@@ -20,7 +20,7 @@ from onnx_audit.retries import RetryPolicy
 from onnx_audit.rpc import RequestT, ResponseT, Rpc
 
 ModelLike: TypeAlias = v1.Model | str | os.PathLike[str]
-ProbeSetLike: TypeAlias = "v1.ProbeSet | ProbesLike"
+ProbeSetLike: TypeAlias = v1.ProbeSet | ProbesLike
 
 # A watch that is silent is opened anew after this long, so that a dead connection is found out.
 _WATCH_SECONDS: Final = 600.0
