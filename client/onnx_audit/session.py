@@ -1,0 +1,139 @@
+"""What both clients know and decide alike: deadlines, retries, and the flows of their methods."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from google.protobuf.message import Message
+
+from onnx_audit import flows, rpc, v1
+from onnx_audit.errors import ConfigError
+from onnx_audit.files import Progress
+from onnx_audit.flows import Flow
+from onnx_audit.probes import Probes, ProbesLike, load_probes
+from onnx_audit.requests import AuditorsLike, create_audit_request, is_content_name
+from onnx_audit.retries import RetryPolicy
+from onnx_audit.rpc import RequestT, ResponseT, Rpc
+
+ModelLike: TypeAlias = v1.Model | str | os.PathLike[str]
+ProbeSetLike: TypeAlias = v1.ProbeSet | ProbesLike
+
+# A watch that is silent is opened anew after this long, so that a dead connection is found out.
+_WATCH_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True)
+class AuditArguments:
+    """The arguments of `audit` besides model and probes."""
+
+    auditors: AuditorsLike
+    input_spec: v1.InputSpec | None
+    seed: int
+    timeout: float | None
+    display_name: str | None
+    request_id: str | None
+
+
+class Session:
+    """The state of a client that is not its connection.
+
+    Args:
+        timeout: Deadline of one attempt of one call in seconds.
+        policy: When calls are tried again.
+    """
+
+    def __init__(self, timeout: float, policy: RetryPolicy) -> None:
+        if timeout <= 0:
+            raise ConfigError(f"timeout is {timeout} seconds; expected a positive number")
+        self._timeout = timeout
+        self.policy = policy
+        self.watch_deadline = _WATCH_SECONDS
+        # What sources said about the layout of probe sets that were uploaded here.
+        self._layouts: dict[str, v1.InputSpec] = {}
+
+    def deadline(self, method: Rpc[Any, Any]) -> float:
+        """Seconds that one attempt of a call may take."""
+        return self._timeout * method.patience
+
+    def transfer_deadline(self, size: int) -> float:
+        """Seconds that an upload or download of so many bytes may take before it is resumed."""
+        return self._timeout + size / flows.SLOWEST_BYTES_PER_SECOND
+
+    def call(self, method: Rpc[RequestT, ResponseT], request: RequestT) -> Flow[ResponseT]:
+        """A call that is safe to repeat."""
+        return flows.call(method, request, self.policy)
+
+    def upload_model(
+        self,
+        path: Path,
+        *,
+        display_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Flow[v1.Model]:
+        """The upload of a model."""
+        return flows.upload_model(
+            path, self.policy, display_name=display_name, tags=tags, progress=progress
+        )
+
+    def upload_probes(self, probes: Probes, progress: Progress | None = None) -> Flow[v1.ProbeSet]:
+        """The upload of probes; what they say about their layout is kept for `audit`."""
+        probe_set = yield from flows.upload_probes(probes, self.policy, progress=progress)
+        if probes.input_spec is not None:
+            self._layouts[probe_set.name] = probes.input_spec
+        return probe_set
+
+    def audit(
+        self, model: ModelLike, probes: ProbeSetLike, arguments: AuditArguments
+    ) -> Flow[v1.Audit]:
+        """The start of an audit, with the uploads that it needs."""
+        # Wrong arguments should not cost an upload.
+        request = create_audit_request(
+            "",
+            "",
+            auditors=arguments.auditors,
+            input_spec=arguments.input_spec,
+            seed=arguments.seed,
+            timeout=arguments.timeout,
+            display_name=arguments.display_name,
+            request_id=arguments.request_id,
+        )
+        request.audit.model = yield from self._model_name(model)
+        request.audit.probe_set = yield from self._probe_set_name(probes)
+        layout = self._layouts.get(request.audit.probe_set)
+        if layout is not None:  # what the caller says stands in for what the source says
+            spec = v1.InputSpec()
+            spec.CopyFrom(layout)
+            spec.MergeFrom(request.audit.input_spec)
+            request.audit.input_spec.CopyFrom(spec)
+        return (yield from self.call(rpc.CREATE_AUDIT, request))
+
+    def _model_name(self, model: ModelLike) -> Flow[str]:
+        if isinstance(model, v1.Model):
+            return model.name
+        if isinstance(model, str) and is_content_name(model, "models"):
+            return model
+        return (yield from self.upload_model(Path(model))).name
+
+    def _probe_set_name(self, probes: ProbeSetLike) -> Flow[str]:
+        if isinstance(probes, v1.ProbeSet):
+            return probes.name
+        if isinstance(probes, str) and is_content_name(probes, "probes"):
+            return probes
+        loaded = yield from flows.work(lambda: load_probes(probes))
+        return (yield from self.upload_probes(loaded)).name
+
+    @staticmethod
+    def following(request: Message, page: Message) -> Message | None:
+        """The request of the page after this one, or None after the last."""
+        token: str = page.next_page_token  # type: ignore[attr-defined] # every list has one
+        if not token:
+            return None
+        following = type(request)()
+        following.CopyFrom(request)
+        following.page_token = token  # type: ignore[attr-defined] # every list has one
+        return following
