@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx_audit import v1
 from scipy import stats
+
+from onnx_audit import v1
 
 CONFIDENCE = 0.95
 _RESAMPLES = 2000

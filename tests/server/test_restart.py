@@ -113,7 +113,10 @@ def test_sigterm_waits_for_running_shards(tmp_path: Path) -> None:
             process.signal(signal.SIGTERM)
             wait_for_log(process, "draining")
             model, probes = audit.model, audit.probe_set
-            with pytest.raises(Unavailable), Client(process.target, retries=RetryPolicy(attempts=1)) as hasty:
+            with (
+                pytest.raises(Unavailable),
+                Client(process.target, retries=RetryPolicy(attempts=1)) as hasty,
+            ):
                 hasty.audit(model, probes, auditors=CONFIG, seed=3)
         assert process.wait() == 0
         assert not runners_of(tmp_path / "data")

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx_audit import v1
 
+from onnx_audit import v1
+from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.distortion import section
 from onnx_auditors.distortion.confirm import confirm, sizes
 from onnx_auditors.distortion.minimal import minimal
-from onnx_auditors.errors import InvalidConfig
+from onnx_auditors.distortion.section import warnings
 from onnx_auditors.estimates import quantile
 
-_DEFAULT_BUDGET, _LEAST_BUDGET, _LARGEST_BUDGET = 500, 2, 100_000
+_DEFAULT_BUDGET = 500
 _SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
 _BATCH = 32
 _PROBE_SEED, _NOISE_SEED = 1, 2
@@ -30,6 +31,7 @@ class DistortionAuditor:
     """Looks for the smallest change of each probe that changes ONNX Runtime's answer."""
 
     kind = v1.AUDITOR_DISTORTION
+    partial_type = v1.DistortionPartial
 
     def resolve(self, config: v1.DistortionConfig, context: Context) -> v1.DistortionConfig:  # noqa: ARG002 - the contract's signature
         """Returns a copy with every default filled in.
@@ -37,26 +39,12 @@ class DistortionAuditor:
         Raises:
             InvalidConfig: A norm that this version lacks, or a number out of range.
         """
-        norms = list(config.norms) or [v1.NORM_L2]
-        missing = [v1.Norm.Name(norm) for norm in norms if norm != v1.NORM_L2]
-        if missing or len(norms) > 1:
-            raise InvalidConfig(
-                f"norms is {', '.join(v1.Norm.Name(n) for n in norms)}; this version offers NORM_L2",
-                field="distortion.norms",
-            )
-        budget = config.budget or _DEFAULT_BUDGET
-        if not _LEAST_BUDGET <= budget <= _LARGEST_BUDGET:
-            raise InvalidConfig(
-                f"budget is {budget}; expected {_LEAST_BUDGET} to {_LARGEST_BUDGET}, or 0 for "
-                f"{_DEFAULT_BUDGET}",
-                field="distortion.budget",
-            )
-        if config.max_probes < 0:
-            raise InvalidConfig(
-                f"max_probes is {config.max_probes}; expected 0 (all) or more",
-                field="distortion.max_probes",
-            )
-        return v1.DistortionConfig(norms=norms, budget=budget, max_probes=config.max_probes)
+        configs.check(config)
+        return v1.DistortionConfig(
+            norms=list(config.norms) or [v1.NORM_L2],
+            budget=config.budget or _DEFAULT_BUDGET,
+            max_probes=config.max_probes,
+        )
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
         """Cuts the probes into shards of at most 128, into at least 4 from 32 probes on."""
@@ -102,6 +90,10 @@ class DistortionAuditor:
             seed=context.seed,
             save=save,
         )
+
+    def warnings(self, section: v1.DistortionSection, context: Context) -> list[v1.ReportWarning]:
+        """Says whether the model's errors on the probes themselves look like a wrong input spec."""
+        return warnings(section, context.network.classes)
 
 
 def running_median(probes: Sequence[v1.ProbeDistortion]) -> v1.Estimate:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from onnx_audit import v1
 from safetensors.numpy import save as to_safetensors
 
+from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.estimates import mean, proportion, quantile
 
