@@ -83,7 +83,7 @@ class Worker:
             "serializer": SERIALIZER,
             "log_level": "WARNING",
             "run_migrations": False,
-            "notification_listener_polling_interval_sec": 5.0,
+            "notification_listener_polling_interval_sec": 0.5,
         }
         DBOS(config=config)
         DBOS.launch()
