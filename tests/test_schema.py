@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from google.protobuf import json_format
+
 from onnx_audit import v1
 
 

@@ -7,6 +7,7 @@ from onnx_audit.v1.audit_pb2 import AUDIT_STATE_SUCCEEDED as AUDIT_STATE_SUCCEED
 from onnx_audit.v1.audit_pb2 import AUDIT_STATE_UNSPECIFIED as AUDIT_STATE_UNSPECIFIED
 from onnx_audit.v1.audit_pb2 import Audit as Audit
 from onnx_audit.v1.audit_pb2 import AuditEvent as AuditEvent
+from onnx_audit.v1.audit_pb2 import AuditPlan as AuditPlan
 from onnx_audit.v1.audit_pb2 import AuditProgress as AuditProgress
 from onnx_audit.v1.audit_pb2 import AuditState as AuditState
 from onnx_audit.v1.audit_pb2 import AuditorConfigs as AuditorConfigs
@@ -29,6 +30,7 @@ from onnx_audit.v1.audit_pb2 import REPORT_FORMAT_UNSPECIFIED as REPORT_FORMAT_U
 from onnx_audit.v1.audit_pb2 import RenderReportRequest as RenderReportRequest
 from onnx_audit.v1.audit_pb2 import RenderReportResponse as RenderReportResponse
 from onnx_audit.v1.audit_pb2 import ReportFormat as ReportFormat
+from onnx_audit.v1.audit_pb2 import SectionResult as SectionResult
 from onnx_audit.v1.audit_pb2 import WatchAuditRequest as WatchAuditRequest
 from onnx_audit.v1.blob_pb2 import FindMissingRequest as FindMissingRequest
 from onnx_audit.v1.blob_pb2 import FindMissingResponse as FindMissingResponse

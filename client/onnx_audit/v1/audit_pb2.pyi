@@ -585,6 +585,104 @@ class AuditEvent(_message.Message):
 Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
 
 @_typing.final
+class AuditPlan(_message.Message):
+    """What the first step of an audit finds and decides; workers hand it to each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    AUDITORS_FIELD_NUMBER: _builtins.int
+    PLANS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def provenance(self) -> _report_pb2.Provenance:
+        """What the figures will depend on."""
+
+    @_builtins.property
+    def parity(self) -> _report_pb2.Parity:
+        """Whether the network is faithful to the file."""
+
+    @_builtins.property
+    def auditors(self) -> Global___AuditorConfigs:
+        """The configurations with their defaults filled in."""
+
+    @_builtins.property
+    def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent.AuditorPlan]:
+        """Shards per auditor, in the order in which they run."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.ReportWarning]:
+        """What a reader of the report must know."""
+
+    def __init__(
+        self,
+        *,
+        provenance: _report_pb2.Provenance | None = ...,
+        parity: _report_pb2.Parity | None = ...,
+        auditors: Global___AuditorConfigs | None = ...,
+        plans: _abc.Iterable[Global___AuditEvent.AuditorPlan] | None = ...,
+        warnings: _abc.Iterable[_report_pb2.ReportWarning] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "parity", b"parity", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "parity", b"parity", "plans", b"plans", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditPlan: _TypeAlias = AuditPlan  # noqa: Y015
+
+@_typing.final
+class SectionResult(_message.Message):
+    """What joining the shards of one auditor gives; workers hand it to each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNITS_FIELD_NUMBER: _builtins.int
+    DISTORTION_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    LIPSCHITZ_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def units(self) -> _units_pb2.UnitsSection:
+        """Of `units`."""
+
+    @_builtins.property
+    def distortion(self) -> _distortion_pb2.DistortionSection:
+        """Of `distortion`."""
+
+    @_builtins.property
+    def transfer(self) -> _transfer_pb2.TransferSection:
+        """Of `transfer`."""
+
+    @_builtins.property
+    def lipschitz(self) -> _lipschitz_pb2.LipschitzSection:
+        """Of `lipschitz`."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.ReportWarning]:
+        """What a reader of the section must know."""
+
+    def __init__(
+        self,
+        *,
+        units: _units_pb2.UnitsSection | None = ...,
+        distortion: _distortion_pb2.DistortionSection | None = ...,
+        transfer: _transfer_pb2.TransferSection | None = ...,
+        lipschitz: _lipschitz_pb2.LipschitzSection | None = ...,
+        warnings: _abc.Iterable[_report_pb2.ReportWarning] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distortion", b"distortion", "lipschitz", b"lipschitz", "section", b"section", "transfer", b"transfer", "units", b"units"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distortion", b"distortion", "lipschitz", b"lipschitz", "section", b"section", "transfer", b"transfer", "units", b"units", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_section: _TypeAlias = _typing.Literal["units", "distortion", "transfer", "lipschitz"]  # noqa: Y015
+    _WhichOneofArgType_section: _TypeAlias = _typing.Literal["section", b"section"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_section) -> _WhichOneofReturnType_section | None: ...
+
+Global___SectionResult: _TypeAlias = SectionResult  # noqa: Y015
+
+@_typing.final
 class CreateAuditRequest(_message.Message):
     """Request of CreateAudit."""
 

@@ -1,0 +1,71 @@
+"""An audit's three kinds of work over whichever auditors were asked for: plan, shard, merge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from onnx_audit import v1
+from onnx_auditors.auditor import Progress
+from onnx_auditors.context import Context
+from onnx_auditors.network.parity import require
+from onnx_auditors.provenance import provenance
+from onnx_auditors.registry import AUDITORS, NAMES
+
+
+def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
+    """Checks that the network is faithful, fills in defaults and divides the work.
+
+    Raises:
+        AuditError: The audit cannot be done, for one because the parity does not hold.
+    """
+    parity = context.parity()
+    require(parity)
+    result = v1.AuditPlan(provenance=provenance(context), parity=parity)
+    for kind, name in NAMES.items():
+        if configs.HasField(name):  # type: ignore[arg-type] # NAMES holds the field's names
+            config = AUDITORS[kind].resolve(getattr(configs, name), context)
+            getattr(result.auditors, name).CopyFrom(config)
+            part = AUDITORS[kind].plan(config, context)
+            result.plans.add(auditor=kind, shards=part.shards, items=part.items, unit=part.unit)
+    return result
+
+
+def run_shard(
+    configs: v1.AuditorConfigs,
+    context: Context,
+    kind: v1.Auditor.ValueType,
+    shard: int,
+    progress: Progress,
+) -> bytes:
+    """Does one shard; returns the serialised partial."""
+    config = AUDITORS[kind].resolve(getattr(configs, NAMES[kind]), context)
+    partial: Message = AUDITORS[kind].run(config, context, shard, progress)
+    return partial.SerializeToString(deterministic=True)
+
+
+def merge(
+    configs: v1.AuditorConfigs,
+    context: Context,
+    kind: v1.Auditor.ValueType,
+    partials: Sequence[bytes],
+    folder: Path,
+) -> v1.SectionResult:
+    """Joins an auditor's partials; artefacts go into files of `folder`, named by their digest."""
+
+    def save(content: bytes, media_type: str) -> v1.BlobRef:
+        digest = hashlib.sha256(content).hexdigest()
+        (folder / digest).write_bytes(content)
+        return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
+
+    auditor = AUDITORS[kind]
+    config = auditor.resolve(getattr(configs, NAMES[kind]), context)
+    parsed = [auditor.partial_type.FromString(content) for content in partials]
+    section: Any = auditor.merge(config, context, parsed, save)
+    result = v1.SectionResult(warnings=auditor.warnings(section, context))
+    getattr(result, NAMES[kind]).CopyFrom(section)
+    return result

@@ -1,0 +1,156 @@
+"""What an auditor works on: network, session, probes and the map between them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx_audit import v1
+from torch import Tensor
+
+from onnx_auditors import input_spec, probes
+from onnx_auditors.errors import ProbesDoNotFit
+from onnx_auditors.input_map import InputMap
+from onnx_auditors.network import Limits, Network, Session, load
+from onnx_auditors.network.parity import parity
+
+_THREADS = 2
+_LEAST_CLASSES = 2
+_PARITY_PROBES = 64
+
+
+@dataclass(frozen=True)
+class Context:
+    """A model and a probe set, opened together.
+
+    Attributes:
+        network: The differentiable network.
+        session: ONNX Runtime on the file as uploaded.
+        input_map: From probe space to the model's input.
+        probes: The probe set.
+        summary: What the probe set holds.
+        spec: The input spec with everything filled in.
+        notes: What was worked out about the spec, a sentence each.
+        seed: The audit's seed.
+        device: Where the network computes.
+    """
+
+    network: Network
+    session: Session
+    input_map: InputMap
+    probes: probes.Probes
+    summary: v1.ProbeSummary
+    spec: v1.InputSpec
+    notes: list[str]
+    seed: int
+    device: torch.device
+
+    def inputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Returns probes in probe space, float32 [n, *probe shape], by index."""
+        return self.input_map.to_probe_space(self.probes.inputs[rows])
+
+    def scores(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns ONNX Runtime's class scores [n, classes] for a batch in probe space."""
+        with torch.no_grad():
+            fed = self.input_map(torch.from_numpy(x).to(self.device)).cpu().numpy()
+        return self.session.run(fed)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the network's logits [n, classes] for a batch in probe space; differentiable."""
+        return self.network(self.input_map(x))
+
+    def labels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Returns labels by index; None where the probe set has none."""
+        if self.probes.labels is None:
+            return None
+        return np.asarray(self.probes.labels[rows]).astype(np.int64)
+
+    def parity(self) -> v1.Parity:
+        """Compares the network with ONNX Runtime on the first probes."""
+        rows = np.arange(min(_PARITY_PROBES, self.summary.count))
+        with torch.no_grad():
+            x = self.input_map(torch.from_numpy(self.inputs(rows)).to(self.device))
+        return parity(self.network, self.session, x.cpu().numpy())
+
+
+def open_context(
+    model_path: str | Path,
+    probes_path: str | Path,
+    spec: v1.InputSpec | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    *,
+    limits: Limits | None = None,
+    threads: int = _THREADS,
+) -> Context:
+    """Opens a model and a probe set for audits.
+
+    Sets torch's precision and determinism for the whole process, so that the same job on the same
+    kind of machine gives the same bytes.
+
+    Args:
+        model_path: The ONNX file, external data beside it.
+        probes_path: The safetensors file.
+        spec: What the user says about the input.
+        seed: The audit's seed.
+        device: "cpu" or a CUDA device.
+        limits: What the model may cost.
+        threads: Threads on the CPU.
+
+    Raises:
+        AuditError: The model or the probes cannot be used, or not together.
+    """
+    fix_numerics(threads)
+    summary = probes.summarize(probes_path, _digest(Path(probes_path)))
+    network = load(model_path, device, limits)
+    filled, notes = input_spec.resolve(spec or v1.InputSpec(), network.summary, summary)
+    if min(network.input.shape[1:]) < 1:
+        shape = input_spec.sample_shape(filled, network.summary, summary)
+        network = load(model_path, device, limits, sample_shape=shape)
+    context = Context(
+        network=network,
+        session=Session(model_path, device, threads),
+        input_map=InputMap(filled, network.summary, summary, device),
+        probes=probes.open_probes(probes_path),
+        summary=summary,
+        spec=filled,
+        notes=notes,
+        seed=seed,
+        device=torch.device(device),
+    )
+    _check_classes(context)
+    return context
+
+
+def fix_numerics(threads: int) -> None:
+    """Makes torch in this process repeatable: no TF32, deterministic algorithms, fixed threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_classes(context: Context) -> None:
+    classes = context.network.classes
+    if classes < _LEAST_CLASSES:
+        raise ProbesDoNotFit(
+            f"output '{context.network.output}' has {classes} class scores per sample; expected at "
+            f"least {_LEAST_CLASSES}"
+        )
+    if context.summary.has_labels and context.summary.max_label >= classes:
+        raise ProbesDoNotFit(
+            f"labels reach {context.summary.max_label}, but the model has {classes} classes; "
+            "labels count from 0"
+        )

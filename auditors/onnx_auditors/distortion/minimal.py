@@ -1,0 +1,310 @@
+"""Minimal adversarial distortion in L2 by averaged linearised projection.
+
+For a rival class k the margin is m(x) = z_y(x) - z_k(x). From the point x the margin is replaced by
+its linear form, whose normal is averaged over the last steps, and x moves towards the point of
+{linear margin <= -overshoot} inside the box that is nearest to the probe. The averaged normal keeps
+the iteration from jumping between the linear pieces of a ReLU network.
+
+All rivals compete at first; the best few go on (a beam). What is left of the budget restarts from
+noise around the best point found. A bisection towards the probe ends on the boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnx_auditors.distortion.projection import nearest_l2
+
+Logits = Callable[[Tensor], Tensor]
+"""From a batch in probe space [n, ...] to logits [n, classes]."""
+
+LARGEST_AVERAGE = 0.8
+OVERSHOOT = (1e-2, 1e-4)
+NOISE = 0.2
+BEAM = ((9, 3), (3, 8), (1, 25))
+"""Stages of the beam: rivals per probe, steps for each."""
+RESTART_RIVALS = 4
+RESTART_STEPS = 25
+BISECTIONS = 16
+RESTART_NOISE = (0.3, 1.0, 0.1)
+STEP = 1.0
+TINY = 1e-12
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """Examples and their sizes.
+
+    Attributes:
+        examples: Float32 [n, ...]; the input itself where there is no example.
+        distance: Float64 [n], L2 in probe space; inf where none was found, 0 where the network
+            errs on the input itself.
+        evaluations: Int64 [n], (forward + backward rows) / 2 spent, rounded up.
+    """
+
+    examples: Tensor
+    distance: Tensor
+    evaluations: Tensor
+
+
+class _Search:
+    """The state of a search over a batch: probes, best examples, what was spent.
+
+    Everything is flat: rows of d values.
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        inputs: Tensor,
+        labels: Tensor,
+        box: tuple[Tensor, Tensor],
+        seeds: Sequence[int],
+    ) -> None:
+        self.shape = inputs.shape[1:]
+        self.origin = inputs.flatten(1)
+        self.labels = labels
+        self.lower = (box[0].expand_as(inputs)).flatten(1)
+        self.upper = (box[1].expand_as(inputs)).flatten(1)
+        self.best = self.origin.clone()
+        self.distance = torch.full(
+            (len(inputs),), math.inf, dtype=torch.float64, device=inputs.device
+        )
+        self.spent = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
+        self._logits = logits
+        self._generators = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+
+    def scores(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns logits without gradients; costs half an evaluation a row."""
+        self.charge(rows, 0.5)
+        with torch.no_grad():
+            return torch.cat(
+                [self._logits(b.unflatten(1, self.shape)) for b in x.split(_BLOCK_ROWS)]
+            )
+
+    def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns margin to the rival, its gradient, and the margin to the nearest class."""
+        self.charge(rows, 1.0)
+        parts = []
+        blocks = zip(x.split(_BLOCK_ROWS), self.labels[rows].split(_BLOCK_ROWS),
+                     rival.split(_BLOCK_ROWS), strict=True)  # fmt: skip
+        for block, label, other in blocks:
+            leaf = block.detach().requires_grad_()
+            scores = self._logits(leaf.unflatten(1, self.shape))
+            right = scores.gather(1, label[:, None]).squeeze(1)
+            margin = right - scores.gather(1, other[:, None]).squeeze(1)
+            (gradient,) = torch.autograd.grad(margin.sum(), leaf)
+            others = scores.detach().scatter(1, label[:, None], -math.inf)
+            parts.append((margin.detach(), gradient, right.detach() - others.amax(1)))
+        margins, gradients, nearest = (torch.cat(column) for column in zip(*parts, strict=True))
+        return margins, gradients, nearest
+
+    def charge(self, rows: Tensor, cost: float) -> None:
+        """Books the cost of one row for each entry of `rows`."""
+        self.spent.index_add_(
+            0, rows, torch.full(rows.shape, cost, dtype=torch.float64, device=rows.device)
+        )
+
+    def noise(self, rows: Tensor) -> Tensor:
+        """Returns standard Gaussian noise; each probe's own, whatever else is in the batch."""
+        width = self.origin.shape[1]
+        drawn = [
+            self._generators[row].standard_normal(width, dtype=np.float32) for row in rows.tolist()
+        ]
+        return torch.from_numpy(np.stack(drawn)).to(self.origin)
+
+    def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
+        """Takes those adversarial points that are nearer than the best so far."""
+        x, rows = x[adversarial], rows[adversarial]
+        distance = (x - self.origin[rows]).double().norm(dim=1)
+        # Of several points for one probe the nearest counts: later entries overwrite earlier ones.
+        order = distance.argsort(descending=True, stable=True)
+        for_row = torch.full_like(self.distance, math.inf)
+        for_row.scatter_reduce_(0, rows, distance, "amin")
+        chosen = order[
+            (distance[order] == for_row[rows[order]]) & (distance < self.distance[rows])[order]
+        ]
+        self.distance[rows[chosen]] = distance[chosen]
+        self.best[rows[chosen]] = x[chosen]
+
+
+def minimal(
+    network: Logits,
+    inputs: Tensor,
+    labels: Tensor,
+    norm: str = "l2",
+    budget: int = 500,
+    box: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    seed: int | Sequence[int] = 0,
+) -> Result:
+    """Finds small changes of inputs that change the network's answer.
+
+    Args:
+        network: From probe space [n, ...] to logits [n, classes], differentiable, at least 2 classes.
+        inputs: Float32 [n, ...] inside the box.
+        labels: Int64 [n], the classes that count as right.
+        norm: "l2".
+        budget: Gradient evaluations per input, (forward + backward rows) / 2, at least 2.
+        box: Lower and upper end, numbers or tensors that broadcast to an input.
+        seed: Seed of the noise; or one for each input, which then do not depend on each other.
+
+    Returns:
+        The examples; each is inside the box and misclassified by the network.
+
+    Raises:
+        ValueError: A norm that is not offered, or a budget below 2.
+    """
+    if norm != "l2":
+        raise ValueError(f"norm is {norm!r}; available: 'l2'")
+    if budget < 2:  # noqa: PLR2004 - one look at the input and one gradient
+        raise ValueError(f"budget is {budget}; at least 2 evaluations are needed")
+    lower, upper = (torch.as_tensor(end, dtype=inputs.dtype, device=inputs.device) for end in box)
+    seeds = [seed + i for i in range(len(inputs))] if isinstance(seed, int) else seed
+    search = _Search(network, inputs, labels, (lower, upper), seeds)
+    everything = torch.arange(len(inputs), device=inputs.device)
+    clean = search.scores(search.origin, everything)
+    right = clean.argmax(1) == labels
+    search.distance[~right] = 0.0
+    rows = everything[right]
+    if len(rows):
+        rivals = _beam(search, rows, clean, budget)
+        _restarts(search, rows, rivals, budget)
+        _bisect(search, rows)
+    return Result(
+        search.best.unflatten(1, search.shape), search.distance, search.spent.ceil().long()
+    )
+
+
+@dataclass
+class _Pairs:
+    """Probes paired with rival classes, and where the iteration of each pair stands.
+
+    Attributes:
+        rows: Probe of each pair.
+        rival: Class of each pair.
+        x: Current point.
+        normal: Average of the normalised gradients so far.
+        estimate: Distance to the linearised boundary at the last step.
+        steps: Steps made.
+    """
+
+    rows: Tensor
+    rival: Tensor
+    x: Tensor
+    normal: Tensor
+    estimate: Tensor
+    steps: int = 0
+
+    def pick(self, chosen: Tensor) -> _Pairs:
+        """Returns some of the pairs."""
+        parts = (self.rows, self.rival, self.x, self.normal, self.estimate)
+        return _Pairs(*(part[chosen] for part in parts), self.steps)
+
+
+def _start(search: _Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
+    x = torch.clamp(x, search.lower[rows], search.upper[rows])
+    return _Pairs(rows, rival, x, torch.zeros_like(x), torch.full_like(x[:, 0], math.inf))
+
+
+def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
+    """Moves each pair towards the nearest point of its averaged linearised boundary."""
+    rows = pairs.rows
+    origin = search.origin[rows]
+    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+    for step in range(steps):
+        margin, gradient, nearest = search.margin(pairs.x, rows, pairs.rival)
+        search.offer(pairs.x, rows, nearest < 0)
+        length = gradient.norm(dim=1).clamp_min(TINY)
+        beta = min(pairs.steps / (pairs.steps + 3), LARGEST_AVERAGE)
+        pairs.normal = beta * pairs.normal + (1 - beta) * gradient / length[:, None]
+        normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
+        passed = (normal * (pairs.x - origin)).sum(1)
+        change = nearest_l2(normal, margin / length + overshoot - passed, lower, upper)
+        pairs.estimate = change.norm(dim=1)
+        pairs.x = pairs.x + STEP * (origin + change - pairs.x)
+        pairs.steps += 1
+
+
+def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
+    """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
+    rivals = _ranking(search, rows, clean)
+    reserve = 0.5 + BISECTIONS / 2
+    share = min(1.0, (budget - reserve) / sum(k * steps for k, steps in BEAM))
+    count = min(BEAM[0][0], rivals.shape[1])
+    flat = rows.repeat_interleave(count)
+    start = search.origin[flat] + NOISE * search.noise(rows).repeat_interleave(count, 0)
+    pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
+    order = rivals
+    for width, steps in BEAM:
+        width = min(width, count)
+        if width < count:
+            estimates = pairs.estimate.reshape(len(rows), count)
+            best = estimates.argsort(dim=1, stable=True)
+            if order is rivals:
+                order = rivals[:, :count].gather(1, best)
+            offsets = torch.arange(len(rows), device=best.device)[:, None] * count
+            pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
+            count = width
+        _descend(search, pairs, max(1, int(steps * share)))
+    return order
+
+
+def _ranking(search: _Search, rows: Tensor, clean: Tensor) -> Tensor:
+    """Returns the other classes of each row by falling logit, [rows, classes - 1]."""
+    others = clean[rows].scatter(1, search.labels[rows][:, None], -math.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None:
+    """Spends what is left on restarts from noise around the best point."""
+    width = min(RESTART_RIVALS, order.shape[1])
+    dimension = search.origin.shape[1]
+    round_ = 0
+    while True:
+        left = budget - float(search.spent[rows].max()) - BISECTIONS / 2
+        width = min(width, int(left // RESTART_STEPS))
+        if width < 1:
+            return
+        flat = rows.repeat_interleave(width)
+        rival = order[:, :width].reshape(-1)
+        distance = search.distance[flat].float()
+        size = torch.where(
+            distance.isfinite(),
+            RESTART_NOISE[round_ % len(RESTART_NOISE)] * distance,
+            NOISE * math.sqrt(dimension),
+        )
+        noise = (
+            torch.cat([search.noise(rows) for _ in range(width)])
+            .reshape(width, len(rows), -1)
+            .transpose(0, 1)
+            .reshape(len(flat), -1)
+        )
+        start = search.best[flat] + size[:, None] / math.sqrt(dimension) * noise
+        _descend(search, _start(search, flat, rival, start), RESTART_STEPS)
+        round_ += 1
+
+
+def _bisect(search: _Search, rows: Tensor) -> None:
+    """Moves the best points along the line to the probe until they lie on the boundary."""
+    rows = rows[search.distance[rows].isfinite()]
+    if not len(rows):
+        return
+    origin, best = search.origin[rows], search.best[rows]
+    low, high = torch.zeros(len(rows), 1).to(origin), torch.ones(len(rows), 1).to(origin)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        x = torch.clamp(origin + middle * (best - origin), search.lower[rows], search.upper[rows])
+        fooled = search.scores(x, rows).argmax(1) != search.labels[rows]
+        search.offer(x, rows, fooled)
+        high, low = (
+            torch.where(fooled[:, None], middle, high),
+            torch.where(fooled[:, None], low, middle),
+        )

@@ -1,0 +1,28 @@
+"""What a model may cost, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on a model.
+
+    Attributes:
+        max_model_bytes: Size of the ONNX file itself; protobuf ends at 2 GiB.
+        max_nodes: Nodes, with subgraphs, and with local functions written out.
+        max_subgraph_depth: Nesting of subgraphs.
+        max_dimension: Largest size of one axis.
+        max_initializer_bytes: Stored weights, external data included.
+        max_value_bytes: One computed value of the graph, for one batch.
+    """
+
+    max_model_bytes: int = 2 * _GIB - 1
+    max_nodes: int = 50_000
+    max_subgraph_depth: int = 8
+    max_dimension: int = 2**31 - 1
+    max_initializer_bytes: int = 3 * _GIB // 2
+    max_value_bytes: int = 4 * _GIB

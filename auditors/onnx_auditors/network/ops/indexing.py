@@ -1,0 +1,71 @@
+"""Operators that pick entries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.network.node import Node
+from onnx_auditors.network.registry import Function, operator
+
+
+@operator("Gather")
+def gather(node: Node) -> Function:
+    """Picks slices along an axis; negative indices count from the end."""
+    rank = len(node.shape())
+    axis = node.int("axis", 0) % rank
+    size = node.shape()[axis]
+
+    def function(x: Tensor, indices: Tensor) -> Tensor:
+        flat = indices.reshape(-1).long()
+        picked = x.index_select(axis, torch.where(flat < 0, flat + size, flat))
+        return picked.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+
+    return function
+
+
+@operator("GatherElements", since=11)
+def gather_elements(node: Node) -> Function:
+    """Picks an entry for every index along an axis; negative indices count from the end."""
+    axis = node.int("axis", 0)
+    size = node.shape()[axis]
+    return lambda x, index: torch.gather(x, axis, torch.where(index < 0, index + size, index))
+
+
+@operator("Slice")
+def cut(node: Node) -> Function:
+    """Cuts a range out of each axis, in steps of either sign."""
+    shape = node.shape()
+    if node.present(1):
+        starts, ends = node.constant_ints(1), node.constant_ints(2)
+        axes = node.constant_ints(3) if node.present(3) else list(range(len(starts)))
+        steps = node.constant_ints(4) if node.present(4) else [1] * len(starts)
+    else:
+        starts, ends = node.ints("starts"), node.ints("ends")
+        axes, steps = node.ints("axes", list(range(len(starts)))), [1] * len(starts)
+    ranges = {
+        axis % len(shape): range(*slice(start, end, step).indices(shape[axis]))
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+    }
+    forward = [slice(None)] * len(shape)
+    backward: list[int] = []
+    for axis, picked in ranges.items():
+        if picked.step > 0:
+            forward[axis] = slice(picked.start, picked.stop, picked.step)
+        else:
+            # Torch slices forwards only: the same entries forwards, then turned around.
+            first = picked[-1] if picked else 0
+            forward[axis] = slice(first, picked.start + 1 if picked else 0, -picked.step)
+            backward.append(axis)
+    index = tuple(forward)
+    if not backward:
+        return lambda x: x[index]
+    return lambda x: x[index].flip(backward)
+
+
+@operator("Trilu", since=14)
+def trilu(node: Node) -> Function:
+    """Keeps the upper or lower triangle."""
+    keep = torch.triu if node.int("upper", 1) else torch.tril
+    diagonal = node.constant_ints(1)[0] if node.present(1) else 0
+    return lambda x: keep(x, diagonal)

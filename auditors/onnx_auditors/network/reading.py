@@ -1,0 +1,318 @@
+"""Reads an ONNX file that nobody has vouched for.
+
+The order matters: size, parse, limits, operators, external data, the checker. Nothing that costs
+more than the file's own size happens before the limits are known to hold.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx.external_data_helper
+import onnx.inliner
+import onnx.version_converter
+from google.protobuf.message import DecodeError
+from onnx_audit import v1
+
+from onnx_auditors.errors import InvalidModel, LimitExceeded
+from onnx_auditors.network.limits import Limits
+from onnx_auditors.network.summary import summarize
+
+TARGET_OPSET = 21
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model as read.
+
+    Attributes:
+        proto: The file's content with external data filled in; otherwise as uploaded.
+        summary: What the file says of itself.
+    """
+
+    proto: onnx.ModelProto
+    summary: v1.ModelSummary
+
+
+def read(source: str | Path | bytes | onnx.ModelProto, limits: Limits) -> ModelFile:
+    """Reads and checks a model.
+
+    Args:
+        source: A path, the bytes of a file without external data, or a parsed model.
+        limits: What the model may cost.
+
+    Raises:
+        InvalidModel: Not ONNX, truncated, against ONNX's rules, or external data is missing.
+        LimitExceeded: Larger than the limits allow.
+    """
+    folder: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        content = source.SerializeToString(deterministic=True)
+    elif isinstance(source, bytes):
+        content = source
+    else:
+        folder = Path(source).parent
+        content = _read_bytes(Path(source), limits)
+    if len(content) > limits.max_model_bytes:
+        raise _too_large("bytes in the ONNX file", len(content), limits.max_model_bytes)
+    proto = _parse(content)
+    _check_limits(proto, limits)
+    digests = _load_external_data(proto, folder, limits)
+    _sort_nodes(proto.graph)
+    _check(proto)
+    return ModelFile(proto, summarize(proto, _model_digest(content, digests)))
+
+
+def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with local functions written out and, where it can be, at opset 21.
+
+    A graph that the converter cannot lift stays at its own opset; operators whose meaning differs
+    there are refused when they are bound.
+    """
+    prepared = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    if standard_opset(prepared) < TARGET_OPSET:
+        try:
+            prepared = onnx.version_converter.convert_version(prepared, TARGET_OPSET)
+        except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
+            return prepared
+    return prepared
+
+
+def standard_opset(proto: onnx.ModelProto) -> int:
+    """Returns the version of the standard operator set that the model imports; 0 if none."""
+    versions = [o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS]
+    return max(versions, default=0)
+
+
+def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yields nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in _subgraphs(node):
+            yield from walk(graph.node)
+
+
+def _read_bytes(path: Path, limits: Limits) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > limits.max_model_bytes:
+            raise _too_large("bytes in the ONNX file", size, limits.max_model_bytes)
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidModel(f"the ONNX file cannot be read: {error.strerror}") from error
+
+
+def _parse(content: bytes) -> onnx.ModelProto:
+    try:
+        proto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise InvalidModel(
+            f"{len(content):,} bytes that are not an ONNX model: the file is of another kind, or "
+            "cut short; export it again"
+        ) from error
+    if not proto.graph.node or not proto.opset_import:
+        raise InvalidModel("no ONNX model: it has no nodes or names no operator set")
+    return proto
+
+
+def _check_limits(proto: onnx.ModelProto, limits: Limits) -> None:
+    counts = _function_sizes(proto, limits)
+    nodes = _size(proto.graph.node, counts, limits, depth=0)
+    if nodes > limits.max_nodes:
+        raise _too_large("nodes, with local functions written out", nodes, limits.max_nodes)
+    stored = 0
+    for tensor in _tensors(proto):
+        for size in tensor.dims:
+            if not 0 <= size <= limits.max_dimension:
+                raise _too_large(f"in an axis of '{tensor.name}'", size, limits.max_dimension)
+        stored += _tensor_bytes(tensor)
+    if stored > limits.max_initializer_bytes:
+        raise _too_large("bytes of weights", stored, limits.max_initializer_bytes)
+
+
+def _function_sizes(proto: onnx.ModelProto, limits: Limits) -> dict[tuple[str, str], int]:
+    """Counts the nodes of each local function written out, without writing it out."""
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    calls = {
+        key: {(n.domain, n.op_type) for n in walk(f.node)} & functions.keys()
+        for key, f in functions.items()
+    }
+    try:
+        order = list(graphlib.TopologicalSorter(calls).static_order())
+    except graphlib.CycleError as error:
+        raise InvalidModel("a local function calls itself") from error
+    counts: dict[tuple[str, str], int] = {}
+    for key in order:
+        counts[key] = _size(functions[key].node, counts, limits, depth=0)
+    return counts
+
+
+def _size(
+    nodes: Iterable[onnx.NodeProto],
+    counts: dict[tuple[str, str], int],
+    limits: Limits,
+    depth: int,
+) -> int:
+    if depth > limits.max_subgraph_depth:
+        raise _too_large("levels of subgraphs", depth, limits.max_subgraph_depth)
+    total = 0
+    for node in nodes:
+        total += counts.get((node.domain, node.op_type), 1)
+        total += sum(_size(g.node, counts, limits, depth + 1) for g in _subgraphs(node))
+    return total
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yields every stored tensor: initializers and attributes, those of subgraphs included."""
+    nodes = list(proto.graph.node)
+    nodes += [node for function in proto.functions for node in function.node]
+    yield from proto.graph.initializer
+    for node in walk(nodes):
+        for graph in _subgraphs(node):
+            yield from graph.initializer
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    elements = 1
+    for size in tensor.dims:
+        elements *= size
+    try:
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError as error:
+        raise InvalidModel(
+            f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}"
+        ) from error
+    return elements * width
+
+
+def _load_external_data(
+    proto: onnx.ModelProto, folder: Path | None, limits: Limits
+) -> dict[str, str]:
+    """Fills external tensors in; returns the digests of the files that hold them."""
+    digests: dict[str, str] = {}
+    loaded = 0
+    for tensor in _tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        info = {entry.key: entry.value for entry in tensor.external_data}
+        location = info.get("location", "")
+        path = _external_path(tensor.name, location, folder)
+        content = _external_content(tensor, info, path)
+        loaded += len(content)
+        if loaded > limits.max_initializer_bytes:
+            raise _too_large("bytes of external data", loaded, limits.max_initializer_bytes)
+        tensor.raw_data = content
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+        if location not in digests:
+            with path.open("rb") as file:
+                digests[location] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _external_path(name: str, location: str, folder: Path | None) -> Path:
+    """Returns where external data lies; never outside the model's folder."""
+    if folder is None:
+        raise InvalidModel(
+            f"tensor '{name}' is stored in the external file '{location}', which did not come "
+            "with the model; upload it too, or save the model with its data inside"
+        )
+    parts = location.split("/")
+    if not location or "\\" in location or any(part in {"", ".", ".."} for part in parts):
+        raise InvalidModel(
+            f"tensor '{name}' names the external file '{location}'; expected a path inside the "
+            "model's folder, relative, without '..'"
+        )
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise InvalidModel(f"the external file '{location}' is a symbolic link; copy the file")
+    if not path.is_file():
+        raise InvalidModel(
+            f"tensor '{name}' is stored in the external file '{location}', which is missing; "
+            "upload it too"
+        )
+    return path
+
+
+def _external_content(tensor: onnx.TensorProto, info: dict[str, str], path: Path) -> bytes:
+    expected = _tensor_bytes(tensor)
+    try:
+        offset = int(info.get("offset") or 0)
+        length = int(info.get("length") or expected)
+    except ValueError as error:
+        raise InvalidModel(f"tensor '{tensor.name}' has an offset that is no number") from error
+    size = path.stat().st_size
+    if length != expected or offset < 0 or offset + length > size:
+        raise InvalidModel(
+            f"tensor '{tensor.name}' needs {expected:,} bytes; the model asks for {length:,} bytes "
+            f"at offset {offset:,} of '{info['location']}', which has {size:,}"
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Brings the nodes into topological order, which some exporters do not keep."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    needs = {
+        i: {makers[name] for name in _names_read(node) if name in makers}
+        for i, node in enumerate(graph.node)
+    }
+    if all(maker < i for i, before in needs.items() for maker in before):
+        return
+    try:
+        order = list(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError as error:
+        nodes = ", ".join(f"'{graph.node[i].name or graph.node[i].op_type}'" for i in error.args[1])
+        raise InvalidModel(f"the graph is cyclic: {nodes}") from error
+    nodes_in_order = [graph.node[i] for i in order]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes_in_order]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for inner in walk(n for graph in _subgraphs(node) for n in graph.node):
+        yield from inner.input
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise InvalidModel(f"the file breaks ONNX's rules: {error}") from error
+
+
+def _model_digest(content: bytes, external: dict[str, str]) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    if not external:
+        return digest
+    lines = sorted((external | {"model.onnx": digest}).items())
+    text = "".join(f"{value}  {path}\n" for path, value in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _too_large(what: str, found: int, allowed: int) -> LimitExceeded:
+    return LimitExceeded(f"{found:,} {what}; at most {allowed:,} are accepted")

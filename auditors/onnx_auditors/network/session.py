@@ -1,0 +1,147 @@
+"""ONNX Runtime on the file as uploaded: the judge of every prediction."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx_audit import v1
+
+from onnx_auditors.errors import InvalidModel, ModelFailed
+from onnx_auditors.network.summary import prediction_output
+
+# Read when the library is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort  # noqa: E402
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
+_LARGEST_BATCH = 256
+
+
+class Session:
+    """ONNX Runtime with one model.
+
+    Args:
+        path: The ONNX file, or its bytes.
+        device: "cpu", or a CUDA device such as "cuda:0".
+        threads: Threads of one operator.
+
+    Raises:
+        ModelFailed: ONNX Runtime does not take the model, or not on this device.
+        InvalidModel: The model has several inputs, or no floating input or output.
+
+    Attributes:
+        providers: Execution providers that run, in order.
+        threads: Threads of one operator.
+    """
+
+    providers: list[str]
+
+    def __init__(self, path: str | Path | bytes, device: str = "cpu", threads: int = 2) -> None:
+        self.threads = threads
+        self._session = _open(path, device, threads)
+        self.providers = list(self._session.get_providers())
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in self.providers:
+            raise ModelFailed(
+                f"ONNX Runtime was asked for {device} and runs on {self.providers}; install "
+                "onnxruntime-gpu for this CUDA version, or audit on the CPU"
+            )
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            names = ", ".join(i.name for i in inputs) or "none"
+            raise InvalidModel(f"audits take models with one input; this one's inputs: {names}")
+        self._input = inputs[0]
+        if self._input.type not in _DTYPES:
+            raise InvalidModel(
+                f"input '{self._input.name}' is {self._input.type}; expected floating point"
+            )
+        self.output = prediction_output(
+            v1.TensorInfo(name=o.name, dtype=_onnx_name(o.type))
+            for o in self._session.get_outputs()
+        )
+        first = self._input.shape[0] if self._input.shape else 1
+        self._batch: int | None = first if isinstance(first, int) else None
+
+    def run(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns the model's class scores, as the file gives them.
+
+        Args:
+            x: Batch in model-input space, float32 [n, *sample shape], n at least 1.
+
+        Returns:
+            Float32 [n, classes].
+
+        Raises:
+            ModelFailed: ONNX Runtime reports an error, or the rows do not come back.
+        """
+        size = self._batch or _LARGEST_BATCH
+        blocks = [self._run_block(x[i : i + size]) for i in range(0, len(x), size)]
+        return np.concatenate(blocks)
+
+    def _run_block(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        rows = len(x)
+        if self._batch and rows < self._batch:
+            x = np.concatenate([x, np.repeat(x[-1:], self._batch - rows, axis=0)])
+        scores = self.values(x, [self.output])[0]
+        if scores.size % len(x) or (self._batch is None and scores.shape[:1] != (len(x),)):
+            if self._batch is None and len(x) > 1:
+                # The graph says that its batch is open and then fixes it to one.
+                self._batch = 1
+                return self.run(x)
+            raise ModelFailed(
+                f"{len(x)} inputs gave an output of shape {list(scores.shape)}; expected one row "
+                "of class scores for each"
+            )
+        return scores.reshape(len(x), -1)[:rows].astype(np.float32)
+
+    def values(self, x: npt.NDArray[Any], names: list[str]) -> list[npt.NDArray[Any]]:
+        """Returns outputs of the file by name for one batch that fits it."""
+        feed = {self._input.name: np.ascontiguousarray(x, dtype=_DTYPES[self._input.type])}
+        try:
+            return list(self._session.run(names, feed))
+        except Exception as error:  # noqa: BLE001 - its exceptions share no base class
+            raise ModelFailed(f"ONNX Runtime could not run the model: {error}") from error
+
+
+def _open(path: str | Path | bytes, device: str, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    # Spinning threads take the processor from the network that runs beside.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.startswith("cuda"):
+        index = int(device.partition(":")[2] or 0)
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
+    content = path if isinstance(path, bytes) else str(path)
+    try:
+        return ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # noqa: BLE001 - its exceptions share no base class
+        raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
+
+
+def _onnx_name(ort_type: str) -> str:
+    return ort_type.removeprefix("tensor(").removesuffix(")")
+
+
+def debug_model(proto: onnx.ModelProto) -> tuple[bytes, list[str]]:
+    """Returns a copy of a model that outputs every value, and their names in topological order."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    present = {output.name for output in copy.graph.output}
+    names = [name for node in copy.graph.node for name in node.output if name]
+    copy.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present
+    )
+    return copy.SerializeToString(), names

@@ -1,0 +1,211 @@
+"""AuditService: accepts audits, tells how they go, hands out their reports."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+from google.rpc import status_pb2
+
+from onnx_audit import v1
+from onnx_audit.v1 import audit_pb2_grpc
+from onnx_audit_server.api import names
+from onnx_audit_server.api.validate import check_audit
+from onnx_audit_server.errors import ServiceError, invalid
+from onnx_audit_server.jobs.events import EventTail
+from onnx_audit_server.jobs.queue import JobQueue
+from onnx_audit_server.reports import assemble
+from onnx_audit_server.settings import Settings
+from onnx_audit_server.store.blobs import BlobStore
+from onnx_audit_server.store.records import ENDED, Records, RequestIdReusedError, now, state_changed
+
+MAX_REQUEST_ID = 100
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
+    """Serves audits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        blobs: BlobStore,
+        queue: JobQueue,
+        tail: EventTail,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._blobs = blobs
+        self._queue = queue
+        self._tail = tail
+        self._draining = draining
+
+    async def CreateAudit(self, request: v1.CreateAuditRequest, context: Context) -> v1.Audit:
+        """See AuditService."""
+        if self._draining():
+            raise ServiceError(
+                "DRAINING", "the server is shutting down; try again shortly", retry_after=5.0
+            )
+        if len(request.request_id) > MAX_REQUEST_ID:
+            raise invalid(("request_id", f"longer than {MAX_REQUEST_ID} characters"))
+        return await asyncio.to_thread(self._accept, request)
+
+    async def GetAudit(self, request: v1.GetAuditRequest, context: Context) -> v1.Audit:
+        """See AuditService."""
+        return await self._get(request.name)
+
+    async def ListAudits(
+        self, request: v1.ListAuditsRequest, context: Context
+    ) -> v1.ListAuditsResponse:
+        """See AuditService."""
+        audits, cursor = await asyncio.to_thread(
+            self._records.list_audits,
+            names.page_size(request.page_size),
+            names.decode_token(request.page_token),
+            list(request.states),
+            names.parse(request.model, "models", "model") if request.model else "",
+        )
+        return v1.ListAuditsResponse(audits=audits, next_page_token=names.encode_token(cursor))
+
+    async def CancelAudit(self, request: v1.CancelAuditRequest, context: Context) -> v1.Audit:
+        """See AuditService."""
+        await self._get(request.name)
+        return await asyncio.to_thread(self._cancel, names.parse(request.name, "audits"))
+
+    async def WatchAudit(
+        self, request: v1.WatchAuditRequest, context: Context
+    ) -> AsyncIterator[v1.AuditEvent]:
+        """See AuditService."""
+        audit = await self._get(request.name)
+        after = request.after_sequence
+        if not 0 <= after <= audit.last_sequence:
+            raise ServiceError(
+                "INVALID_FIELD",
+                f"after_sequence {after} is outside 0 to {audit.last_sequence}",
+                violations=[("after_sequence", f"must be from 0 to {audit.last_sequence}")],
+            )
+        if audit.state in ENDED and after == audit.last_sequence:
+            return
+        async for event in self._tail.follow(names.parse(request.name, "audits"), after):
+            yield event
+
+    async def GetReport(self, request: v1.GetReportRequest, context: Context) -> v1.Report:
+        """See AuditService."""
+        return assemble.from_json(await self._report(request.name))
+
+    async def RenderReport(
+        self, request: v1.RenderReportRequest, context: Context
+    ) -> v1.RenderReportResponse:
+        """See AuditService."""
+        if request.format == v1.REPORT_FORMAT_UNSPECIFIED:
+            raise invalid(("format", "is required"))
+        if request.format != v1.REPORT_FORMAT_JSON:
+            name = v1.ReportFormat.Name(request.format).removeprefix("REPORT_FORMAT_")
+            raise not_implemented(f"rendering reports as {name}")
+        content = await self._report(request.name)
+        return v1.RenderReportResponse(content=content, media_type="application/json")
+
+    async def CompareReports(
+        self, request: v1.CompareReportsRequest, context: Context
+    ) -> v1.CompareReportsResponse:
+        """See AuditService."""
+        raise not_implemented("comparing reports")
+
+    async def EvaluatePolicy(
+        self, request: v1.EvaluatePolicyRequest, context: Context
+    ) -> v1.PolicyResult:
+        """See AuditService."""
+        raise not_implemented("evaluating policies")
+
+    async def _get(self, name: str) -> v1.Audit:
+        identifier = names.parse(name, "audits")
+        audit = await asyncio.to_thread(self._records.get_audit, identifier)
+        if audit is None:
+            raise names.not_found(name)
+        return audit
+
+    async def _report(self, name: str) -> bytes:
+        identifier = names.parse_report(name)
+        audit = await self._get(f"audits/{identifier}")
+        if audit.state != v1.AUDIT_STATE_SUCCEEDED:
+            state = v1.AuditState.Name(audit.state).removeprefix("AUDIT_STATE_")
+            raise ServiceError(
+                "WRONG_STATE",
+                f"audits/{identifier} is {state}; only a SUCCEEDED audit has a report",
+                metadata={"state": state},
+            )
+        blob = await asyncio.to_thread(self._records.report_blob, identifier)
+        assert blob is not None  # noqa: S101 - set before the state
+        return await asyncio.to_thread(self._blobs.get, blob)
+
+    def _accept(self, request: v1.CreateAuditRequest) -> v1.Audit:
+        audit = v1.Audit()
+        audit.CopyFrom(request.audit)
+        check_audit(audit, self._records, self._settings.audit_timeout)
+        audit.state = v1.AUDIT_STATE_QUEUED
+        audit.name = f"audits/{new_id()}"
+        if request.validate_only:
+            audit.ClearField("name")
+            return audit
+        identifier = names.parse(audit.name, "audits")
+        try:
+            return self._records.create_audit(
+                audit,
+                request.request_id,
+                request_digest(request),
+                lambda connection: self._queue.enqueue(connection, identifier),
+            )
+        except RequestIdReusedError:
+            raise ServiceError(
+                "REQUEST_ID_REUSED",
+                f"request_id {request.request_id!r} was used with another request; "
+                "give every new request an id of its own",
+                violations=[("request_id", "was used with another request")],
+            ) from None
+
+    def _cancel(self, identifier: str) -> v1.Audit:
+        def change(audit: v1.Audit) -> list[v1.AuditEvent]:
+            if audit.state == v1.AUDIT_STATE_QUEUED:
+                audit.state = v1.AUDIT_STATE_CANCELLED
+                audit.end_time.CopyFrom(now())
+            elif audit.state == v1.AUDIT_STATE_RUNNING:
+                audit.state = v1.AUDIT_STATE_CANCELLING
+            elif audit.state in {v1.AUDIT_STATE_SUCCEEDED, v1.AUDIT_STATE_FAILED}:
+                state = v1.AuditState.Name(audit.state).removeprefix("AUDIT_STATE_")
+                raise ServiceError(
+                    "WRONG_STATE", f"the audit has ended: {state}", metadata={"state": state}
+                )
+            else:
+                return []
+            return [state_changed(audit)]
+
+        audit = self._records.update_audit(identifier, change)
+        if audit.state == v1.AUDIT_STATE_CANCELLING:
+            reason = status_pb2.Status(
+                code=grpc.StatusCode.CANCELLED.value[0], message="the audit was cancelled"
+            )
+            self._records.request_stop(identifier, reason)
+        return audit
+
+
+def new_id() -> str:
+    """An id that sorts by time and reads well: date, time, six random characters."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def request_digest(request: v1.CreateAuditRequest) -> str:
+    """What tells whether a request id came with the same request."""
+    return hashlib.sha256(request.audit.SerializeToString(deterministic=True)).hexdigest()
+
+
+def not_implemented(what: str) -> ServiceError:
+    """The error for something that this server does not offer."""
+    return ServiceError("NOT_IMPLEMENTED", f"this server does not offer {what}")

@@ -1,0 +1,114 @@
+"""What CreateAudit checks before it accepts: all that can be known without running a model."""
+
+from __future__ import annotations
+
+from google.protobuf import duration_pb2
+
+from onnx_audit import v1
+from onnx_audit_server.api import names
+from onnx_audit_server.api.models import check_display_name
+from onnx_audit_server.errors import ServiceError, invalid
+from onnx_audit_server.store.records import Records
+from onnx_auditors import input_spec, registry
+from onnx_auditors.errors import AuditError, ProbesDoNotFit
+
+
+def check_audit(audit: v1.Audit, records: Records, longest: float) -> None:
+    """Checks a requested audit and fills in what it leaves out.
+
+    Args:
+        audit: The request's audit; changed in place.
+        records: Where the model and the probe set must be.
+        longest: Most seconds that an audit may run, and the default.
+
+    Raises:
+        ServiceError: The audit cannot be accepted.
+    """
+    _clear_output(audit)
+    check_display_name(audit.display_name, "audit.display_name")
+    if audit.seed < 0:
+        raise invalid(("audit.seed", f"{audit.seed} is negative"))
+    _check_timeout(audit, longest)
+    _check_auditors(audit)
+    _check_inputs(audit, records)
+
+
+def _clear_output(audit: v1.Audit) -> None:
+    """Keeps what a request may say."""
+    asked = v1.Audit(
+        display_name=audit.display_name,
+        model=audit.model,
+        probe_set=audit.probe_set,
+        input_spec=audit.input_spec,
+        auditors=audit.auditors,
+        seed=audit.seed,
+    )
+    if audit.HasField("timeout"):
+        asked.timeout.CopyFrom(audit.timeout)
+    audit.CopyFrom(asked)
+
+
+def _check_timeout(audit: v1.Audit, longest: float) -> None:
+    if not audit.HasField("timeout"):
+        duration = duration_pb2.Duration()
+        duration.FromNanoseconds(round(longest * 1e9))
+        audit.timeout.CopyFrom(duration)
+    seconds = audit.timeout.seconds + audit.timeout.nanos / 1e9
+    if not 0 < seconds <= longest:
+        text = f"{seconds:g} seconds; allowed is more than 0 and at most {longest:g}"
+        raise invalid(("audit.timeout", text))
+
+
+def _check_auditors(audit: v1.Audit) -> None:
+    asked = [field.name for field, _ in audit.auditors.ListFields()]
+    offered = registry.IMPLEMENTED
+    if not asked:
+        for name in offered:
+            getattr(audit.auditors, name).SetInParent()
+        return
+    lacking = [name for name in asked if name not in offered]
+    if lacking:
+        raise ServiceError(
+            "NOT_IMPLEMENTED",
+            f"this server does not have the auditor {', '.join(lacking)}; "
+            f"it has {', '.join(offered)}",
+            violations=[(f"audit.auditors.{name}", "not offered") for name in lacking],
+            metadata={"auditor": lacking[0]},
+        )
+    for name in asked:
+        try:
+            registry.check_config(getattr(audit.auditors, name))
+        except AuditError as error:
+            field = error.metadata.get("field", "")
+            path = f"audit.auditors.{name}" + (f".{field}" if field else "")
+            raise invalid((path, str(error))) from None
+
+
+def _check_inputs(audit: v1.Audit, records: Records) -> None:
+    model_digest = names.parse(audit.model, "models", "audit.model")
+    probes_digest = names.parse(audit.probe_set, "probes", "audit.probe_set")
+    model = records.get_model(model_digest)
+    probe_set = records.get_probe_set(probes_digest)
+    for found, name, service in (
+        (model, audit.model, "ModelService.CreateModel"),
+        (probe_set, audit.probe_set, "ProbeSetService.CreateProbeSet"),
+    ):
+        if found is None:
+            raise ServiceError(
+                "BLOB_MISSING",
+                f"{name} is not registered; upload it and call {service} first",
+                metadata={"resource": name},
+            )
+    assert model is not None  # noqa: S101 - the loop above has raised
+    assert probe_set is not None  # noqa: S101
+    try:
+        spec, notes = input_spec.resolve(audit.input_spec, model.summary, probe_set.summary)
+    except ProbesDoNotFit as error:
+        raise ServiceError(
+            error.reason,
+            str(error),
+            violations=[(error.metadata.get("field", "audit.input_spec"), str(error))],
+            metadata=error.metadata,
+        ) from None
+    audit.input_spec.CopyFrom(spec)
+    audit.input_spec_notes.extend(notes)

@@ -1,0 +1,77 @@
+"""The HTTP port: metrics for Prometheus and a liveness check."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from onnx_audit_server import metrics
+from onnx_audit_server.store.records import Records
+
+
+async def show_metrics(_request: Request) -> Response:
+    """Everything that Prometheus may know."""
+    content = await asyncio.to_thread(generate_latest, metrics.REGISTRY)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+async def show_health(_request: Request) -> Response:
+    """Says that the process answers."""
+    return PlainTextResponse("ok\n")
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process's one place for them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Serves the HTTP port on the running event loop."""
+
+    def __init__(self, address: str, records: Records) -> None:
+        host, _, port = address.rpartition(":")
+        metrics.REGISTRY.register(metrics.RecordsCollector(records))
+        routes = [Route("/metrics", show_metrics), Route("/healthz", show_health)]
+        self._host = host
+        self._server = _Server(
+            uvicorn.Config(
+                Starlette(routes=routes),
+                host=host.strip("[]"),
+                port=int(port),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Starts to serve; returns the address.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        family = socket.AF_INET6 if ":" in self._server.config.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self._server.config.host, self._server.config.port))
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        return f"{self._host}:{listener.getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """Ends after the requests that are under way."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task

@@ -1,0 +1,90 @@
+"""Runners at hand: one per audit that keeps its model loaded, and a warm one for the next."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+from onnx_audit_server.jobs.process import RunnerProcess
+from onnx_audit_server.settings import Settings
+
+
+class RunnerPool:
+    """Lends runners; an audit never gets a runner that another audit's model has been in."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Starts with one warm runner; `name` keeps the scratch folders of processes apart."""
+        self._settings = settings
+        self._scratch = settings.data / "scratch" / name
+        # What a killed predecessor of this process left behind.
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._lock = threading.Lock()
+        self._idle: list[RunnerProcess] = []
+        self._lent: set[RunnerProcess] = set()
+        self._closed = False
+        self.warm()
+
+    @property
+    def scratch(self) -> Path:
+        """Folder below which the runners' own folders lie."""
+        return self._scratch
+
+    def warm(self) -> None:
+        """Sees to it that a fresh runner waits."""
+        with self._lock:
+            fresh = any(runner.affinity is None and runner.alive for runner in self._idle)
+            if not fresh and not self._closed:
+                self._idle.append(RunnerProcess(self._settings, self._scratch))
+
+    def take(self, affinity: str | None) -> RunnerProcess:
+        """Lends the runner that has this audit's model loaded, else a fresh one."""
+        with self._lock:
+            runner = self._pick(affinity)
+            if runner is None:
+                runner = RunnerProcess(self._settings, self._scratch)
+            self._lent.add(runner)
+        return runner
+
+    def give_back(self, runner: RunnerProcess) -> None:
+        """Takes back a runner that may go on with its audit."""
+        with self._lock:
+            self._lent.discard(runner)
+            if runner.alive and not self._closed:
+                self._idle.append(runner)
+                return
+        runner.kill()
+
+    def discard(self, runner: RunnerProcess) -> None:
+        """Takes back a runner that must not be used again, and warms another."""
+        with self._lock:
+            self._lent.discard(runner)
+        runner.kill()
+        self.warm()
+
+    def forget(self, affinity: str) -> None:
+        """Ends the idle runners of an audit that needs them no more."""
+        with self._lock:
+            over = [runner for runner in self._idle if runner.affinity == affinity]
+            self._idle = [runner for runner in self._idle if runner.affinity != affinity]
+        for runner in over:
+            runner.kill()
+        self.warm()
+
+    def close(self) -> None:
+        """Ends all runners, lent ones too."""
+        with self._lock:
+            self._closed = True
+            runners = [*self._idle, *self._lent]
+            self._idle = []
+        for runner in runners:
+            runner.kill()
+
+    def _pick(self, affinity: str | None) -> RunnerProcess | None:
+        self._idle = [runner for runner in self._idle if runner.alive]
+        for wanted in dict.fromkeys((affinity, None)):
+            for runner in self._idle:
+                if runner.affinity == wanted:
+                    self._idle.remove(runner)
+                    return runner
+        return None

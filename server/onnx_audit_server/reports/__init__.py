@@ -1,0 +1,1 @@
+"""Reports: how they are put together, and what becomes of them."""

@@ -1,0 +1,255 @@
+"""Puts a process of the service together, runs it, and takes it down without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from onnx_audit.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    blob_pb2,
+    blob_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    probe_set_pb2,
+    probe_set_pb2_grpc,
+)
+from onnx_audit_server import logs, metrics
+from onnx_audit_server.api.audits import AuditServicer
+from onnx_audit_server.api.blobs import BlobServicer
+from onnx_audit_server.api.interceptor import Interceptor
+from onnx_audit_server.api.models import ModelServicer
+from onnx_audit_server.api.probe_sets import ProbeSetServicer
+from onnx_audit_server.http import HttpServer
+from onnx_audit_server.jobs import queue
+from onnx_audit_server.jobs.events import EventTail
+from onnx_audit_server.jobs.pool import RunnerPool
+from onnx_audit_server.jobs.tasks import TaskExecutor
+from onnx_audit_server.jobs.workflow import Worker
+from onnx_audit_server.settings import Settings
+from onnx_audit_server.store.blobs import BlobStore
+from onnx_audit_server.store.database import connect, migrate
+from onnx_audit_server.store.records import Records
+
+SERVICES = [
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in (
+        (blob_pb2, "BlobService"),
+        (model_pb2, "ModelService"),
+        (probe_set_pb2, "ProbeSetService"),
+        (audit_pb2, "AuditService"),
+    )
+]
+MAX_MESSAGE = 64 << 20
+"""Largest gRPC message, in bytes: a report with its tables."""
+THREADS = 32
+"""Threads for calls that wait for the database, the disk or a runner."""
+GRACE = 5.0
+"""Seconds that RPCs have to end once the worker has drained."""
+
+log = logs.get(__name__)
+
+
+class FolderInUseError(Exception):
+    """Another process already works under the same name on the same data folder."""
+
+
+class Service:
+    """One process of the service: the API, a worker, or both."""
+
+    def __init__(self, settings: Settings, *, api: bool, worker: bool) -> None:
+        """Opens the stores.
+
+        Raises:
+            FolderInUseError: Another worker of this name runs on the data folder.
+        """
+        self._settings = settings
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(settings) if worker else None
+        engine = connect(settings.records_url)
+        migrate(engine)
+        queue.migrate(settings.records_url)
+        self._records = Records(engine)
+        self._blobs = BlobStore(settings.data, settings.blob_url)
+        self._queue = queue.JobQueue(engine)
+        name = settings.worker_name if worker else f"api-{os.getpid()}"
+        self._pool = RunnerPool(settings, name)
+        self._draining = False
+        self._tail = EventTail(self._records)
+        self._worker = self._make_worker() if worker else None
+        self._health = HealthServicer()
+        self._server = self._make_server() if api else None
+        self._http = HttpServer(settings.http, self._records) if settings.http != "none" else None
+
+    async def run(self, ready: Callable[[dict[str, str | None]], None]) -> None:
+        """Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
+
+        Args:
+            ready: Called with the addresses once everything answers.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="service"))
+
+        def on_signal() -> None:
+            if stop.is_set():
+                self._pool.close()
+                os._exit(1)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.start)
+        addresses = {"grpc": await self._start_server(), "http": None}
+        if self._http is not None:
+            addresses["http"] = await self._http.start()
+        log.info("serving", **addresses)
+        ready(addresses)
+        await stop.wait()
+        await self._drain()
+
+    def _make_worker(self) -> Worker:
+        executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
+        return Worker(self._settings, self._records, self._blobs, self._queue, executor)
+
+    def _make_server(self) -> grpc.aio.Server:
+        settings = self._settings
+        server = grpc.aio.server(
+            interceptors=[Interceptor()],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_send_message_length", MAX_MESSAGE),
+                # Two servers on one port would share it silently.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(
+            BlobServicer(self._blobs, settings.max_blob_bytes), server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(self._records, self._blobs, self._pool, settings.inspect_timeout), server
+        )
+        probe_set_pb2_grpc.add_ProbeSetServiceServicer_to_server(
+            ProbeSetServicer(self._records, self._blobs), server
+        )
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(
+            AuditServicer(
+                settings,
+                self._records,
+                self._blobs,
+                self._queue,
+                self._tail,
+                lambda: self._draining,
+            ),
+            server,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            names = [*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+        return server
+
+    async def _start_server(self) -> str | None:
+        if self._server is None:
+            return None
+        host = self._settings.listen.rpartition(":")[0]
+        port = self._server.add_insecure_port(self._settings.listen)
+        await self._server.start()
+        await self._report_health(serving=True)
+        return f"{host}:{port}"
+
+    async def _report_health(self, *, serving: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICES):
+            await self._health.set(name, states.SERVING if serving else states.NOT_SERVING)
+
+    async def _drain(self) -> None:
+        """Takes no new audits, brings running shards to an end, lets go of everything."""
+        log.info("draining", timeout=self._settings.drain_timeout)
+        self._draining = True
+        await self._report_health(serving=False)
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.drain)
+        if self._server is not None:
+            await self._server.stop(GRACE)
+        await self._tail.close()
+        if self._http is not None:
+            await self._http.stop()
+        self._pool.close()
+        log.info("stopped")
+
+
+def lock_folder(settings: Settings) -> IO[str]:
+    """Makes sure that no second worker of this name runs on the data folder.
+
+    Raises:
+        FolderInUseError: One does.
+    """
+    folder = settings.data / "workers"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{settings.worker_name}.lock"
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise FolderInUseError(
+            f"a worker named {settings.worker_name!r} already runs on {settings.data}"
+            + (f" ({holder})" if holder else "")
+            + "; use that one (--server), another folder (--data) or another name"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}, gRPC on {settings.listen}")
+    file.flush()
+    return file
+
+
+def write_ready_file(path: Path, addresses: dict[str, str | None]) -> None:
+    """Tells whoever started the process where it serves, all at once."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(addresses))
+    partial.replace(path)
+
+
+def run(settings: Settings, *, api: bool, worker: bool, ready_file: Path | None) -> None:
+    """Runs a process of the service until it is told to stop; does not return.
+
+    Raises:
+        FolderInUseError: Another worker of this name runs on the data folder.
+        OSError: An address cannot be had.
+    """
+    logs.configure(settings.log_level)
+    metrics.export_zeros()
+
+    def ready(addresses: dict[str, str | None]) -> None:
+        if ready_file is not None:
+            write_ready_file(ready_file, addresses)
+
+    async def main() -> None:
+        # gRPC's objects belong to the running loop.
+        await Service(settings, api=api, worker=worker).run(ready)
+
+    asyncio.run(main())
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Threads whose work was handed back stand still for ever; they hold nothing worth a goodbye.
+    os._exit(0)

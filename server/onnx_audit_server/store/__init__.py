@@ -1,0 +1,1 @@
+"""What the service remembers: blobs by digest, and records of models, probe sets and audits."""
