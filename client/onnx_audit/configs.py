@@ -81,7 +81,7 @@ def _require_known(content: object, message: Descriptor, where: str, prefix: str
 
 
 def _require_enum(value: object, field: FieldDescriptor, where: str, prefix: str) -> None:
-    known = field.enum_type.values_by_name
+    known = field.enum_type.values_by_name if field.enum_type is not None else {}
     if value not in known:
         raise ConfigError(
             f"{where}: {prefix}{field.name}: {unknown_name('value', str(value), list(known))}"
@@ -130,15 +130,10 @@ def load_input_spec(path: Path) -> v1.InputSpec:
 
 def merged(base: v1.InputSpec, stronger: v1.InputSpec) -> v1.InputSpec:
     """A spec with the fields of `stronger`, and those of `base` where it has none."""
-    spec = v1.InputSpec()
-    spec.CopyFrom(base)
-    for field, value in stronger.ListFields():
-        if isinstance(value, (str, int, float)):
-            setattr(spec, field.name, value)
-        else:  # lists stand in for one another; MergeFrom would join them
-            spec.ClearField(field.name)
-            getattr(spec, field.name).extend(value)
-    return spec
+    fields = {field.name: value for field, value in base.ListFields()}
+    # Lists stand in for one another; MergeFrom would join them.
+    fields |= {field.name: value for field, value in stronger.ListFields()}
+    return v1.InputSpec(**fields)
 
 
 def _number(value: object, label: str) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
 from tests.client.clients import open_client
 from tests.client.fake_service import FakeService, serving
 

@@ -16,6 +16,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from onnx_audit import v1
 from onnx_audit.v1 import audit_pb2_grpc, blob_pb2_grpc, model_pb2_grpc, probe_set_pb2_grpc
 

@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from onnx_audit import errors, v1
-from onnx_audit.files import CHUNK_BYTES
-
 from tests.client.clients import FAST, open_client
 from tests.client.fake_service import UNAVAILABLE, FakeService, rich_status
 from tests.client.models import write_model
+
+from onnx_audit import errors, v1
+from onnx_audit.files import CHUNK_BYTES
 
 BIG = 3 * CHUNK_BYTES + 12345
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from tests.client.models import external_tensor, write_model
+
 from onnx_audit.errors import ModelFileError
 from onnx_audit.onnx_files import external_locations
-
-from tests.client.models import external_tensor, write_model
 
 
 def locations_by_onnx(path: Path) -> list[str]:

@@ -12,9 +12,10 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from PIL import Image
+
 from onnx_audit import ProbeError, load_probes, v1
 from onnx_audit.probes import save_probes
-from PIL import Image
 
 INPUTS = np.arange(24, dtype=np.float32).reshape(4, 3, 2) / 24
 LABELS = np.array([0, 2, 1, 1], dtype=np.int32)

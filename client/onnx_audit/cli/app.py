@@ -95,26 +95,27 @@ def _missing(name: str, cause: str) -> click.Command:
         "show_default": True,
         "max_content_width": 100,
     },
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit demo\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1\n"
+        "  onnx-audit report show onnx-audit-report/report.json\n"
+        "\n"
+        "\b\n"
+        "Exit status:\n"
+        "  0  done\n"
+        "  1  a gate of the policy does not hold\n"
+        "  2  wrong usage, unusable input files, or a verdict could not be decided\n"
+        "  3  the service could not be reached or refused, or the audit failed"
+    ),
 )
 @click.version_option(__version__, "-V", "--version", prog_name="onnx-audit")
 def cli() -> None:
-    r"""Audit ONNX models before release.
+    """Audit ONNX models before release.
 
     An audit takes a model and probe inputs, finds the smallest changes that change the model's
     answers, and writes a report. Without --server everything runs on this machine.
-
-    \b
-    Examples:
-      onnx-audit demo
-      onnx-audit run model.onnx --probes probes.npz --box 0,1
-      onnx-audit report show onnx-audit-report/report.json
-
-    \b
-    Exit status:
-      0  done
-      1  a gate of the policy does not hold
-      2  wrong usage, unusable input files, or a verdict could not be decided
-      3  the service could not be reached or refused, or the audit failed
     """
 
 

@@ -25,18 +25,20 @@ def audits() -> None:
     """List, show, watch and cancel audits."""
 
 
-@audits.command("list")
+@audits.command(
+    "list",
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit audits list\n"
+        "  onnx-audit audits list --server audits.example.org:50051 --limit 10 --json"
+    ),
+)
 @click.option("--limit", type=click.IntRange(min=1), default=50, help="Most audits to list.")
 @connection_options
 @click.option("--json", "json_output", is_flag=True, help="Print JSON, nothing else.")
 def list_audits(*, limit: int, connection: Connection, json_output: bool) -> None:
-    r"""List audits, newest first.
-
-    \b
-    Examples:
-      onnx-audit audits list
-      onnx-audit audits list --server audits.example.org:50051 --limit 10 --json
-    """
+    """List audits, newest first."""
     with connection.open() as client:
         rows = list(itertools.islice(client.audits(), limit))
     if json_output:
@@ -56,18 +58,20 @@ def list_audits(*, limit: int, connection: Connection, json_output: bool) -> Non
     people(json_output=False).print(table, highlight=False)
 
 
-@audits.command("show")
+@audits.command(
+    "show",
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit audits show 0190f3c2\n"
+        "  onnx-audit audits show audits/0190f3c2 --json"
+    ),
+)
 @click.argument("audit")
 @connection_options
 @click.option("--json", "json_output", is_flag=True, help="Print JSON, nothing else.")
 def show_audit(*, audit: str, connection: Connection, json_output: bool) -> None:
-    r"""Show AUDIT, a name such as audits/ID or the ID alone.
-
-    \b
-    Examples:
-      onnx-audit audits show 0190f3c2
-      onnx-audit audits show audits/0190f3c2 --json
-    """
+    """Show AUDIT, a name such as audits/ID or the ID alone."""
     with connection.open() as client:
         found = client.get_audit(audit)
     if json_output:
@@ -76,30 +80,25 @@ def show_audit(*, audit: str, connection: Connection, json_output: bool) -> None
         _print_audit(people(json_output=False), found)
 
 
-@audits.command("watch")
+@audits.command(
+    "watch",
+    epilog=(
+        "\b\nExample:\n  onnx-audit audits watch audits/0190f3c2 --server audits.example.org:50051"
+    ),
+)
 @click.argument("audit")
 @connection_options
 def watch_audit(*, audit: str, connection: Connection) -> None:
-    r"""Follow AUDIT from its first event until it ends; Ctrl-C cancels it.
-
-    \b
-    Example:
-      onnx-audit audits watch audits/0190f3c2 --server audits.example.org:50051
-    """
+    """Follow AUDIT from its first event until it ends; Ctrl-C cancels it."""
     with connection.open() as client, event_view(Console(stderr=True)) as view:
         follow(client, client.get_audit(audit), view)
 
 
-@audits.command("cancel")
+@audits.command("cancel", epilog=("\b\nExample:\n  onnx-audit audits cancel audits/0190f3c2"))
 @click.argument("audit")
 @connection_options
 def cancel_audit(*, audit: str, connection: Connection) -> None:
-    r"""Stop AUDIT.
-
-    \b
-    Example:
-      onnx-audit audits cancel audits/0190f3c2
-    """
+    """Stop AUDIT."""
     with connection.open() as client:
         found = client.cancel(audit)
     click.echo(f"{found.name} {state_name(found.state)}")

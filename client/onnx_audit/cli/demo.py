@@ -21,7 +21,9 @@ from onnx_audit.cli.run import follow
 DEFAULT_OUT: Final = Path("onnx-audit-demo")
 
 
-@click.command()
+@click.command(
+    epilog=("\b\nExamples:\n  onnx-audit demo\n  onnx-audit demo --out /tmp/demo --seed 7")
+)
 @click.option(
     "--out",
     metavar="DIR",
@@ -32,14 +34,9 @@ DEFAULT_OUT: Final = Path("onnx-audit-demo")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of training and audit.")
 @connection_options
 def demo(*, out: Path, seed: int, connection: Connection) -> None:
-    r"""Train three small networks on handwritten digits and audit the first.
+    """Train three small networks on handwritten digits and audit the first.
 
     Takes a minute or two, needs no other files, and leaves models, probes and report.json.
-
-    \b
-    Examples:
-      onnx-audit demo
-      onnx-audit demo --out /tmp/demo --seed 7
     """
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(seed)

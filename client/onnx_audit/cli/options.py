@@ -23,24 +23,16 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _SECONDS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-class DurationType(click.ParamType):
-    """A length of time such as 90, 90s, 10m or 2h; becomes seconds."""
-
-    name = "duration"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,  # noqa: ANN401
-    ) -> float:
-        """Seconds from text."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip())
-        if match is None or float(match.group(1)) == 0:
-            self.fail(f"{value!r} is not a length of time; write 90s, 10m or 2h", param, ctx)
-        return float(match.group(1)) * _SECONDS[match.group(2)]
+def seconds(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> float | None:
+    """Reads a length of time such as 90, 90s, 10m or 2h, as an option's callback."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", value.strip())
+    if match is None or float(match.group(1)) == 0:
+        raise click.BadParameter(f"{value!r} is not a length of time; write 90s, 10m or 2h")
+    return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,21 @@ def report() -> None:
     """Show reports."""
 
 
-@report.command("show")
+@report.command(
+    "show",
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit report show onnx-audit-report/report.json\n"
+        "  onnx-audit report show audits/0190f3c2 --server audits.example.org:50051\n"
+        "  onnx-audit report show onnx-audit-report/ --json"
+    ),
+)
 @click.argument("source", metavar="AUDIT_OR_FILE")
 @connection_options
 @click.option("--json", "json_output", is_flag=True, help="Print the report as JSON.")
 def show_report(*, source: str, connection: Connection, json_output: bool) -> None:
-    r"""Show the report of an audit, or one in a report.json.
-
-    \b
-    Examples:
-      onnx-audit report show onnx-audit-report/report.json
-      onnx-audit report show audits/0190f3c2 --server audits.example.org:50051
-      onnx-audit report show onnx-audit-report/ --json
-    """
+    """Show the report of an audit, or one in a report.json."""
     path = Path(source)
     if path.is_dir():
         path /= "report.json"

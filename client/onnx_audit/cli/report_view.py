@@ -67,9 +67,9 @@ def _overview(report: v1.Report) -> list[tuple[str, str]]:
     inputs = ", ".join(
         f"{tensor.name} {tensor.dtype} {shape_text(list(tensor.shape))}" for tensor in model.inputs
     )
-    labels = (
-        f"labels {probes.min_label} to {probes.max_label}" if probes.has_labels else "unlabelled"
-    )
+    labels = "unlabelled"
+    if probes.has_labels:
+        labels = f"labels {probes.min_label} to {probes.max_label}"
     rows = [
         ("digest", report.digest),
         (

@@ -25,17 +25,19 @@ def models() -> None:
     """List models."""
 
 
-@models.command("list")
+@models.command(
+    "list",
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit models list\n"
+        "  onnx-audit models list --server audits.example.org:50051 --json"
+    ),
+)
 @connection_options
 @_JSON
 def list_models(*, connection: Connection, json_output: bool) -> None:
-    r"""List the registered models, newest first.
-
-    \b
-    Examples:
-      onnx-audit models list
-      onnx-audit models list --server audits.example.org:50051 --json
-    """
+    """List the registered models, newest first."""
     with connection.open() as client:
         rows = list(client.models())
     if json_output:
@@ -58,17 +60,19 @@ def probes() -> None:
     """List probe sets."""
 
 
-@probes.command("list")
+@probes.command(
+    "list",
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit probes list\n"
+        "  onnx-audit probes list --server audits.example.org:50051 --json"
+    ),
+)
 @connection_options
 @_JSON
 def list_probe_sets(*, connection: Connection, json_output: bool) -> None:
-    r"""List the registered probe sets, newest first.
-
-    \b
-    Examples:
-      onnx-audit probes list
-      onnx-audit probes list --server audits.example.org:50051 --json
-    """
+    """List the registered probe sets, newest first."""
     with connection.open() as client:
         rows = list(client.probe_sets())
     if json_output:
@@ -93,7 +97,14 @@ def upload() -> None:
     """Upload models and probe sets without auditing them."""
 
 
-@upload.command("model")
+@upload.command(
+    "model",
+    epilog=(
+        "\b\n"
+        "Example:\n"
+        '  onnx-audit upload model model.onnx --name "fraud-scorer 3.2" --tag team=risk'
+    ),
+)
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_NAME
 @click.option(
@@ -109,12 +120,7 @@ def upload_model(
     connection: Connection,
     json_output: bool,
 ) -> None:
-    r"""Upload an ONNX file with its external data and print the model's name.
-
-    \b
-    Example:
-      onnx-audit upload model model.onnx --name "fraud-scorer 3.2" --tag team=risk
-    """
+    """Upload an ONNX file with its external data and print the model's name."""
     pairs = dict(tag.split("=", 1) for tag in tags if "=" in tag)
     if len(pairs) != len(tags):
         raise click.UsageError("expected tags of the form KEY=VALUE, each key once")
@@ -127,7 +133,10 @@ def upload_model(
         click.echo(model.name)
 
 
-@upload.command("probes")
+@upload.command(
+    "probes",
+    epilog=('\b\nExample:\n  onnx-audit upload probes probes.npz --name "held-out digits"'),
+)
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @_NAME
 @connection_options
@@ -135,12 +144,7 @@ def upload_model(
 def upload_probes(
     *, path: Path, name: str | None, connection: Connection, json_output: bool
 ) -> None:
-    r"""Upload a .npz, .safetensors or folder of images and print the probe set's name.
-
-    \b
-    Example:
-      onnx-audit upload probes probes.npz --name "held-out digits"
-    """
+    """Upload a .npz, .safetensors or folder of images and print the probe set's name."""
     loaded = load_probes(path, display_name=name)
     with connection.open() as client, event_view(Console(stderr=True)) as view:
         for note in loaded.notes:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from onnx_audit import v1
 from onnx_audit.cli.events import EventView, event_view
 from onnx_audit.cli.figures import state_name
-from onnx_audit.cli.options import Connection, DurationType, connection_options, spec_options
+from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
 from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
 from onnx_audit.client import Client
@@ -33,7 +33,17 @@ EXIT_BY_VERDICT: Final = {
 }
 
 
-@click.command()
+@click.command(
+    epilog=(
+        "\b\n"
+        "Examples:\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1\n"
+        "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
+        "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
+        "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
+        "      --server audits.example.org:50051 --timeout 2h"
+    )
+)
 @click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--probes",
@@ -66,7 +76,9 @@ EXIT_BY_VERDICT: Final = {
     help="Gradient evaluations of distortion per probe and norm.  [default: 500]",
 )
 @spec_options
-@click.option("--timeout", type=DurationType(), help="Longest run, such as 90s, 10m or 2h.")
+@click.option(
+    "--timeout", metavar="DURATION", callback=seconds, help="Longest run, such as 90s, 10m or 2h."
+)
 @click.option(
     "--out",
     metavar="DIR",
@@ -93,19 +105,11 @@ def run(
     connection: Connection,
     json_output: bool,
 ) -> None:
-    r"""Audit MODEL, an ONNX file.
+    """Audit MODEL, an ONNX file.
 
     Distortion is measured in probe space: stored values / divisor, inside the box. The model gets
     (probe - mean) / std in its own layout. What these options leave out is worked out where it is
     safe to, and said; where it is not, the audit is refused with the options to add.
-
-    \b
-    Examples:
-      onnx-audit run model.onnx --probes probes.npz --box 0,1
-      onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \
-          --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-      onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \
-          --server audits.example.org:50051 --timeout 2h
     """
     configs = chosen_configs(auditors, config_path, max_probes=max_probes, budget=budget)
     external_locations(model)  # says at once whether it is ONNX
@@ -142,9 +146,9 @@ def chosen_configs(
     if auditors is not None:
         names = [name.strip() for name in auditors.split(",") if name.strip()]
         chosen = auditor_configs(names)
-        for field, _ in chosen.ListFields():
-            if configs.HasField(field.name):
-                getattr(chosen, field.name).CopyFrom(getattr(configs, field.name))
+        for field, settings in configs.ListFields():
+            if field.name in names:
+                getattr(chosen, field.name).CopyFrom(settings)
         configs = chosen
     if not configs.ListFields():
         configs = auditor_configs(["distortion"])
