@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx_audit import v1
 from torch import Tensor
 
+from onnx_audit import v1
 from onnx_auditors import input_spec, probes
 from onnx_auditors.errors import ProbesDoNotFit
 from onnx_auditors.input_map import InputMap

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx_audit import v1
 from torch import Tensor
 
+from onnx_audit import v1
 from onnx_auditors.input_spec import sample_shape
 
 

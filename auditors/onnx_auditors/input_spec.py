@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 from onnx_audit import v1
-
 from onnx_auditors.errors import ProbesDoNotFit
 
 Shape = tuple[int, ...]

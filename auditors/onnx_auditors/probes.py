@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx_audit import v1
 
+from onnx_audit import v1
 from onnx_auditors.errors import InvalidProbes
 
 _DTYPES: dict[str, str] = {

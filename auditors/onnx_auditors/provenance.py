@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx
 import onnxruntime
 import torch
-from onnx_audit import v1
 
+from onnx_audit import v1
 from onnx_auditors.context import Context
 
 

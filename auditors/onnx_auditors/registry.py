@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onnx_audit import v1
-
 from onnx_auditors.auditor import Auditor
 
 _MODULES: dict[v1.Auditor.ValueType, tuple[str, str]] = {

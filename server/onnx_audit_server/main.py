@@ -68,7 +68,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--listen", help="Address of the gRPC server.  [default: 127.0.0.1:50051]")
 @click.option("--no-worker", is_flag=True, help="Serve the API alone; run `worker` elsewhere.")
 @click.option("--no-reflection", is_flag=True, help="Do not describe the API to tools.")
-def serve(no_worker: bool, no_reflection: bool, **options: Any) -> None:
+def serve(no_worker: bool, no_reflection: bool, **options: Any) -> None:  # noqa: ANN401 - as click gives them
     r"""Run the service: gRPC API, metrics, and a worker.
 
     Without further options everything lives in one folder, and audits that were under way when the
@@ -87,7 +87,7 @@ def serve(no_worker: bool, no_reflection: bool, **options: Any) -> None:
 
 @click.command(epilog="Every option can be set in the environment too: ONNX_AUDIT_DATA...")
 @common_options
-def worker(**options: Any) -> None:
+def worker(**options: Any) -> None:  # noqa: ANN401 - as click gives them
     r"""Run a worker alone; it takes work from the database that servers share with it.
 
     \b

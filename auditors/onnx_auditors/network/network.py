@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import onnx
 import torch
-from onnx_audit import v1
 from torch import Tensor, nn
 
+from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, UnsupportedOperator
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.node import Refused, to_dtype, to_torch

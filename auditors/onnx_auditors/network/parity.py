@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx_audit import v1
 
+from onnx_audit import v1
 from onnx_auditors.errors import ParityFailed
 from onnx_auditors.network.network import Network
 from onnx_auditors.network.session import Session, debug_model

@@ -18,8 +18,8 @@ import onnx.external_data_helper
 import onnx.inliner
 import onnx.version_converter
 from google.protobuf.message import DecodeError
-from onnx_audit import v1
 
+from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, LimitExceeded
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.summary import summarize

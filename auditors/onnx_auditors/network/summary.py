@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 import onnx
-from onnx_audit import v1
 
+from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel
 
 _FLOATS = frozenset({"float", "float16", "bfloat16", "double"})

@@ -9,7 +9,7 @@ from onnx_audit_server.api import names
 from onnx_audit_server.api.models import check_display_name
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.records import Records
-from onnx_auditors import input_spec, registry
+from onnx_auditors import configs, input_spec, registry
 from onnx_auditors.errors import AuditError, ProbesDoNotFit
 
 
@@ -61,7 +61,7 @@ def _check_timeout(audit: v1.Audit, longest: float) -> None:
 
 def _check_auditors(audit: v1.Audit) -> None:
     asked = [field.name for field, _ in audit.auditors.ListFields()]
-    offered = registry.IMPLEMENTED
+    offered = [name for kind, name in registry.NAMES.items() if kind in registry.IMPLEMENTED]
     if not asked:
         for name in offered:
             getattr(audit.auditors, name).SetInParent()
@@ -77,7 +77,7 @@ def _check_auditors(audit: v1.Audit) -> None:
         )
     for name in asked:
         try:
-            registry.check_config(getattr(audit.auditors, name))
+            configs.check(getattr(audit.auditors, name))
         except AuditError as error:
             field = error.metadata.get("field", "")
             path = f"audit.auditors.{name}" + (f".{field}" if field else "")

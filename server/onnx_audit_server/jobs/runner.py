@@ -42,9 +42,8 @@ class Job:
     """The open audit that this process works on."""
 
     def __init__(self, command: dict[str, Any]) -> None:
-        from onnx_auditors.context import open_context  # noqa: PLC0415
-
         from onnx_audit import v1  # noqa: PLC0415 - heavy imports wait until limits are set
+        from onnx_auditors.context import open_context  # noqa: PLC0415
 
         self.audit = v1.Audit.FromString(Path(command["audit"]).read_bytes())
         self.context = open_context(
@@ -154,9 +153,6 @@ def serve(channel: Channel) -> None:
     threading.Thread(target=read_commands, args=(commands,), daemon=True).start()
 
     # A warm process answers its first command without the seconds that these imports take.
-    import onnx_auditors.context  # noqa: PLC0415
-    import onnx_auditors.audit  # noqa: F401, PLC0415
-
     from onnx_auditors.errors import AuditError  # noqa: PLC0415
 
     runner = Runner(channel)

@@ -15,10 +15,10 @@ plain({"MatMul": torch.matmul})
 
 @operator("Gemm", since=11)
 def gemm(node: Node) -> Function:
-    """alpha A B + beta C with either matrix transposed."""
+    """Alpha A B + beta C with either matrix transposed."""
     alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
     left, right = node.int("transA", 0), node.int("transB", 0)
-    vector = not node.present(2) or len(node.shape(2)) == 1 and node.shape(2)[0] > 1
+    vector = not node.present(2) or (len(node.shape(2)) == 1 and node.shape(2)[0] > 1)
     if alpha == 1 and beta == 1 and not left and right and vector:
         return functional.linear
 

@@ -13,7 +13,7 @@ from onnx_auditors.network.registry import Function, operator
 _Reduce = Callable[[Tensor, list[int], bool], Tensor]
 
 
-def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:  # noqa: FBT001 - called by position
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     for axis in sorted(axes, reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
