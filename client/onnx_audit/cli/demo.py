@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -78,14 +79,15 @@ def findings(section: v1.DistortionSection) -> list[str]:
         f"Clean accuracy: {estimate_text(section.clean_accuracy)} on {section.probe_count} probes."
     ]
     for norm in section.norms:
-        median = quantile(norm, 0.5)
-        if median is None:
-            continue
-        lines += [
-            f"Median {norm_name(norm.norm)} distortion: {estimate_text(median)} "
-            f"(mean rms {estimate_text(norm.mean_rms)}).",
-            f"So for half of the digits that the network reads rightly, a change of length "
-            f"{number(median.value)} or less, over {section.dimension} pixels between 0 and 1, "
-            "makes it read another digit.",
-        ]
+        median, name = quantile(norm, 0.5), norm_name(norm.norm)
+        lines.append(
+            f"Median {name} distortion: {estimate_text(median)}, "
+            f"mean rms {estimate_text(norm.mean_rms)}."
+        )
+        if median.ByteSize() and math.isfinite(median.value):
+            lines.append(
+                f"So for half of the digits that the network reads rightly, a change of {name} "
+                f"length {number(median.value)} or less over {section.dimension} pixels between "
+                "0 and 1 makes it read another digit."
+            )
     return lines

@@ -37,7 +37,9 @@ def number(value: float) -> str:
 
 
 def estimate_text(estimate: v1.Estimate) -> str:
-    """A figure with its interval, such as "0.823 [0.79, 0.861]"."""
+    """A figure with its interval, such as "0.823 [0.79, 0.861]"; "-" if there is none."""
+    if not estimate.ByteSize():  # never set: not to be taken for a zero, which has a count
+        return "-"
     text = number(estimate.value)
     if estimate.HasField("interval"):
         text += f" [{number(estimate.interval.lower)}, {number(estimate.interval.upper)}]"

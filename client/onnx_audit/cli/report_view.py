@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -55,11 +56,18 @@ def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> Non
     console.print(table, highlight=False)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _rows(
+    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]
+) -> None:
+    """Prints a table under a title."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+    if title:
+        console.print(title, highlight=False)
+    console.print(table, highlight=False)
 
 
 def _overview(report: v1.Report) -> list[tuple[str, str]]:
@@ -121,39 +129,41 @@ def spec_text(spec: v1.InputSpec) -> str:
     return "; ".join(parts) or "as stored"
 
 
-def quantile(norm: v1.NormDistortion, probability: float) -> v1.Estimate | None:
-    """The estimate of a quantile of the distance, if the section has it."""
+def quantile(norm: v1.NormDistortion, probability: float) -> v1.Estimate:
+    """The estimate of a quantile of the distance; an empty one if the section does not have it."""
     for row in norm.quantiles:
-        if abs(row.probability - probability) < 1e-9:
+        if math.isclose(row.probability, probability):
             return row.estimate
-    return None
+    return v1.Estimate()
 
 
 def _print_distortion(console: Console, section: v1.DistortionSection) -> None:
-    _facts(
+    accuracy = section.clean_accuracy
+    facts = [
+        ("clean accuracy", estimate_text(accuracy)),
+        ("probes", f"{section.probe_count}, of which {section.misclassified} misclassified"),
+        ("search", f"{section.config.budget} gradient evaluations per probe and norm"),
+    ]
+    if accuracy.HasField("interval"):
+        facts.append(("[low, high]", f"{accuracy.interval.confidence:.0%} confidence intervals"))
+    _facts(console, "Distortion: the smallest changes that change the answer", facts)
+    _rows(
         console,
-        "Distortion: the smallest changes that change the answer",
-        [
-            ("clean accuracy", estimate_text(section.clean_accuracy)),
-            ("probes", f"{section.probe_count}, of which {section.misclassified} misclassified"),
-            ("search", f"{section.config.budget} gradient evaluations per probe and norm"),
-        ],
+        "",
+        ("norm", "median", "mean", "mean rms", "confirmed", "unconfirmed", "not found"),
+        (
+            (
+                norm_name(norm.norm),
+                estimate_text(quantile(norm, 0.5)),
+                estimate_text(norm.mean),
+                estimate_text(norm.mean_rms),
+                str(norm.confirmed),
+                str(norm.unconfirmed),
+                str(norm.not_found),
+            )
+            for norm in section.norms
+        ),
     )
-    table = _table(
-        "", "norm", "median", "mean", "mean rms", "confirmed", "unconfirmed", "not found"
-    )
-    for norm in section.norms:
-        median = quantile(norm, 0.5)
-        table.add_row(
-            norm_name(norm.norm),
-            estimate_text(median) if median is not None else "-",
-            estimate_text(norm.mean),
-            estimate_text(norm.mean_rms),
-            str(norm.confirmed),
-            str(norm.unconfirmed),
-            str(norm.not_found),
-        )
-    console.print(table, highlight=False)
     for norm in section.norms:
         _print_curve(console, norm)
         _print_fragile(console, norm)
@@ -169,18 +179,21 @@ def thinned(points: Sequence[v1.CurvePoint], rows: int) -> list[v1.CurvePoint]:
 def _print_curve(console: Console, norm: v1.NormDistortion) -> None:
     if not norm.robust_accuracy:
         return
-    table = _table(
-        f"{norm_name(norm.norm)}: share of probes without an example within the radius "
-        "(an attack's figure: the true robust accuracy is at most this)",
-        "radius",
-        "",
-        "robust accuracy",
+
+    def bar(share: float) -> Text:
+        filled = round(max(0.0, min(1.0, share)) * _BAR_WIDTH)
+        return Text("█" * filled + "·" * (_BAR_WIDTH - filled))
+
+    _rows(
+        console,
+        f"{norm_name(norm.norm)}: share of probes read rightly and without an example within the "
+        "radius; an attack's figure, the true robust accuracy is at most this",
+        ("radius", "", "robust accuracy"),
+        (
+            (number(point.x), bar(point.y.value), estimate_text(point.y))
+            for point in thinned(norm.robust_accuracy, _CURVE_ROWS)
+        ),
     )
-    for point in thinned(norm.robust_accuracy, _CURVE_ROWS):
-        filled = round(max(0.0, min(1.0, point.y.value)) * _BAR_WIDTH)
-        bar = Text("█" * filled + "·" * (_BAR_WIDTH - filled))
-        table.add_row(number(point.x), bar, estimate_text(point.y))
-    console.print(table, highlight=False)
 
 
 def _print_fragile(console: Console, norm: v1.NormDistortion) -> None:
@@ -188,78 +201,83 @@ def _print_fragile(console: Console, norm: v1.NormDistortion) -> None:
     shown = [rows[index] for index in norm.most_fragile if index in rows][:_FRAGILE_ROWS]
     if not shown:
         return
-    table = _table(
-        f"{norm_name(norm.norm)}: most fragile probes", "probe", "label", "becomes", "distance"
+    _rows(
+        console,
+        f"{norm_name(norm.norm)}: most fragile probes",
+        ("probe", "label", "becomes", "distance"),
+        (
+            (
+                str(probe.probe),
+                str(probe.label),
+                str(probe.adversarial_prediction),
+                number(probe.distance),
+            )
+            for probe in shown
+        ),
     )
-    for probe in shown:
-        table.add_row(
-            str(probe.probe),
-            str(probe.label),
-            str(probe.adversarial_prediction),
-            number(probe.distance),
-        )
-    console.print(table, highlight=False)
 
 
 def _print_lipschitz(console: Console, section: v1.LipschitzSection) -> None:
-    table = _table(
-        "Lipschitz: how much the network can amplify a change",
-        "norm",
-        "at least",
-        "at most",
-        "proof",
-        "method",
+    def proof(bound: v1.LipschitzBound) -> str:
+        name = v1.ProofKind.Name(bound.proof).removeprefix("PROOF_KIND_").lower()
+        chance = f" ({number(bound.failure_probability)})"
+        return name + (chance if bound.proof == v1.PROOF_KIND_PROBABILISTIC else "")
+
+    _rows(
+        console,
+        "\n[bold]Lipschitz: how much the network can amplify a change[/]",
+        ("norm", "at least", "at most", "proof", "method"),
+        (
+            (
+                norm_name(bound.norm),
+                number(bound.lower),
+                number(bound.upper),
+                proof(bound),
+                bound.method,
+            )
+            for bound in section.network
+        ),
     )
-    for bound in section.network:
-        proof = v1.ProofKind.Name(bound.proof).removeprefix("PROOF_KIND_").lower()
-        if bound.proof == v1.PROOF_KIND_PROBABILISTIC:
-            proof += f" ({number(bound.failure_probability)})"
-        table.add_row(
-            norm_name(bound.norm), number(bound.lower), number(bound.upper), proof, bound.method
-        )
-    console.print(table, highlight=False)
 
 
 def _print_transfer(console: Console, section: v1.TransferSection) -> None:
-    table = _table(
-        "Transfer: errors that one model's examples induce in another",
-        "source",
-        "target",
-        "error rate",
-        "noise of the same size",
+    _rows(
+        console,
+        "\n[bold]Transfer: errors that one model's examples induce in another[/]",
+        ("source", "target", "error rate", "noise of the same size"),
+        (
+            (
+                section.models[cell.source],
+                section.models[cell.target],
+                estimate_text(cell.error_rate),
+                estimate_text(cell.noise_error_rate),
+            )
+            for cell in section.cells
+        ),
     )
-    for cell in section.cells:
-        table.add_row(
-            section.models[cell.source],
-            section.models[cell.target],
-            estimate_text(cell.error_rate),
-            estimate_text(cell.noise_error_rate),
-        )
-    console.print(table, highlight=False)
 
 
 def _print_units(console: Console, section: v1.UnitsSection) -> None:
-    table = _table(
-        "Units against random directions (0.5 is no distinction)",
-        "value",
-        "units",
-        "dead",
-        "score",
-        "index",
-        "p (rotation)",
-    )
-    for layer in section.layers:
-        for score in layer.scores:
-            kind = v1.UnitScoreKind.Name(score.kind).removeprefix("UNIT_SCORE_KIND_").lower()
-            table.add_row(
+    def kind(score: v1.UnitScore) -> str:
+        return v1.UnitScoreKind.Name(score.kind).removeprefix("UNIT_SCORE_KIND_").lower()
+
+    _rows(
+        console,
+        "\n[bold]Units against random directions[/] (0.5 is no distinction)",
+        ("value", "units", "dead", "score", "index", "p (rotation)"),
+        (
+            (
                 layer.value,
                 str(layer.dimension),
                 str(layer.dead),
-                kind,
+                kind(score),
                 estimate_text(score.index_auc),
                 number(score.p_rotation),
             )
-    console.print(table, highlight=False)
+            for layer in section.layers
+            for score in layer.scores
+        ),
+    )
 
 
 def _provenance(report: v1.Report) -> list[tuple[str, str]]:
