@@ -144,22 +144,27 @@ def _print_distortion(console: Console, section: v1.DistortionSection) -> None:
         ("probes", f"{section.probe_count}, of which {section.misclassified} misclassified"),
         ("search", f"{section.config.budget} gradient evaluations per probe and norm"),
     ]
+    facts += [
+        (
+            f"{norm_name(norm.norm)} examples",
+            f"{norm.confirmed} confirmed by ONNX Runtime, {norm.unconfirmed} not confirmed, "
+            f"none found for {norm.not_found}",
+        )
+        for norm in section.norms
+    ]
     if accuracy.HasField("interval"):
         facts.append(("[low, high]", f"{accuracy.interval.confidence:.0%} confidence intervals"))
     _facts(console, "Distortion: the smallest changes that change the answer", facts)
     _rows(
         console,
         "",
-        ("norm", "median", "mean", "mean rms", "confirmed", "unconfirmed", "not found"),
+        ("norm", "median", "mean", "mean rms"),
         (
             (
                 norm_name(norm.norm),
                 estimate_text(quantile(norm, 0.5)),
                 estimate_text(norm.mean),
                 estimate_text(norm.mean_rms),
-                str(norm.confirmed),
-                str(norm.unconfirmed),
-                str(norm.not_found),
             )
             for norm in section.norms
         ),
