@@ -108,7 +108,7 @@ def generate(output: Path) -> None:
         f"from onnx_audit.v1.{module} import {name} as {name}"
         for name, module in sorted(names.items(), key=lambda item: (item[1], item[0]))
     )
-    (package / "__init__.pyi").write_text(stubs + "\n")
+    (package / "__init__.pyi").write_text(f"{stubs}\n\n__all__: list[str]\n")
 
 
 def differences(fresh: Path, committed: Path) -> list[str]:

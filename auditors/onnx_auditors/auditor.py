@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT")
 PartialT = TypeVar("PartialT")
-SectionT_co = TypeVar("SectionT_co", covariant=True)
+SectionT = TypeVar("SectionT")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class SaveArtefact(Protocol):
         """Stores the content and returns the reference that the section holds."""
 
 
-class Auditor(Protocol[ConfigT, PartialT, SectionT_co]):
+class Auditor(Protocol[ConfigT, PartialT, SectionT]):
     """One of the four auditors, over its own message types."""
 
     kind: v1.Auditor.ValueType
+    partial_type: type[PartialT]
 
     def resolve(self, config: ConfigT, context: Context) -> ConfigT:
         """Returns a copy with every default filled in.
@@ -71,5 +72,8 @@ class Auditor(Protocol[ConfigT, PartialT, SectionT_co]):
 
     def merge(
         self, config: ConfigT, context: Context, partials: Sequence[PartialT], save: SaveArtefact
-    ) -> SectionT_co:
+    ) -> SectionT:
         """Joins the partials of all shards, in their order, into the section."""
+
+    def warnings(self, section: SectionT, context: Context) -> list[v1.ReportWarning]:
+        """Says what a reader must know to judge the section."""

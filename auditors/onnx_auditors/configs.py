@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidConfig
 
-LARGEST_BUDGET = 100_000
+LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
 NORMS = (v1.NORM_L2,)
 """The norms that `distortion` offers."""
 
@@ -23,10 +23,10 @@ def check(config: Message) -> None:
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:
-    if not 0 <= config.budget <= LARGEST_BUDGET:
+    if config.budget and not LEAST_BUDGET <= config.budget <= LARGEST_BUDGET:
         raise InvalidConfig(
-            f"{config.budget} gradient evaluations; allowed is 1 to {LARGEST_BUDGET}, and 0 for "
-            "the default",
+            f"{config.budget} gradient evaluations; allowed is {LEAST_BUDGET} to "
+            f"{LARGEST_BUDGET}, and 0 for the default",
             field="budget",
         )
     if config.max_probes < 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onnx_audit import v1
 from onnx_auditors import input_spec, probes
-from onnx_auditors.errors import ProbesDoNotFit
+from onnx_auditors.errors import ModelFailed, ProbesDoNotFit
 from onnx_auditors.input_map import InputMap
 from onnx_auditors.network import Limits, Network, Session, load
 from onnx_auditors.network.parity import parity
@@ -55,10 +55,20 @@ class Context:
         return self.input_map.to_probe_space(self.probes.inputs[rows])
 
     def scores(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns ONNX Runtime's class scores [n, classes] for a batch in probe space."""
+        """Returns ONNX Runtime's class scores [n, classes] for a batch in probe space.
+
+        Raises:
+            ModelFailed: ONNX Runtime reports an error, or a score is not a number.
+        """
         with torch.no_grad():
             fed = self.input_map(torch.from_numpy(x).to(self.device)).cpu().numpy()
-        return self.session.run(fed)
+        scores = self.session.run(fed)
+        if np.isnan(scores).any():
+            raise ModelFailed(
+                "ONNX Runtime gives NaN class scores for an input inside the box; the model "
+                "overflows or divides by zero there"
+            )
+        return scores
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the network's logits [n, classes] for a batch in probe space; differentiable."""

@@ -147,8 +147,8 @@ def test_bytes_that_are_no_probe_set(channel: grpc.Channel) -> None:
 
 def test_labels_of_another_count(channel: grpc.Channel) -> None:
     """Both counts are shown."""
-    tensors = {"inputs": models.probes(5, 16), "labels": np.arange(4)}
-    text = create_probe_set(channel, save_safetensors(tensors))
+    content = save_safetensors({"inputs": models.probes(5, 16), "labels": np.arange(4)})
+    text = create_probe_set(channel, content)
     assert "5" in text
     assert "4" in text
 
@@ -211,11 +211,16 @@ def test_a_request_id_with_another_request(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet
 ) -> None:
     """The same id with the same request is the same audit; with another one it is a conflict."""
-    arguments = {"auditors": DISTORTION, "request_id": "release-42"}
-    first = client.audit(model, probe_set, seed=1, **arguments)
-    assert client.audit(model, probe_set, seed=1, **arguments).name == first.name
+
+    def ask(seed: int) -> v1.Audit:
+        return client.audit(
+            model, probe_set, auditors=DISTORTION, seed=seed, request_id="release-42"
+        )
+
+    first = ask(1)
+    assert ask(1).name == first.name
     with pytest.raises(Conflict) as caught:
-        client.audit(model, probe_set, seed=2, **arguments)
+        ask(2)
     assert caught.value.reason == "REQUEST_ID_REUSED"
 
 

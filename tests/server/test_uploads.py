@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import grpc
 import pytest
@@ -42,7 +43,8 @@ def chunks(content: bytes, digest: str, start: int = 0) -> Iterator[v1.WriteRequ
 
 
 def reason(error: grpc.RpcError) -> str:
-    status = rpc_status.from_call(error)
+    # Errors of the synchronous API are calls too, which their type does not say.
+    status = rpc_status.from_call(cast("grpc.Call", error))
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)

@@ -33,7 +33,9 @@ RESTART_RIVALS = 4
 RESTART_STEPS = 25
 BISECTIONS = 16
 RESTART_NOISE = (0.3, 1.0, 0.1)
-STEP = 1.0
+STEP = 0.5
+TRUST = 0.05
+RESCUE_DRAWS = 4
 TINY = 1e-12
 _BLOCK_ROWS = 1024
 
@@ -175,6 +177,9 @@ def minimal(
     rows = everything[right]
     if len(rows):
         rivals = _beam(search, rows, clean, budget)
+        lost = search.distance[rows].isinf()
+        if bool(lost.any()):
+            rivals[lost] = _rescue(search, rows[lost], rivals[lost])
         _restarts(search, rows, rivals, budget)
         _bisect(search, rows)
     return Result(
@@ -218,6 +223,7 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
     rows = pairs.rows
     origin = search.origin[rows]
     lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+    trust = TRUST * math.sqrt(origin.shape[1])
     for step in range(steps):
         margin, gradient, nearest = search.margin(pairs.x, rows, pairs.rival)
         search.offer(pairs.x, rows, nearest < 0)
@@ -227,7 +233,8 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
         normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
         overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
         passed = (normal * (pairs.x - origin)).sum(1)
-        change = nearest_l2(normal, margin / length + overshoot - passed, lower, upper)
+        missing = (margin / length).clamp_max(trust) + overshoot
+        change = nearest_l2(normal, missing - passed, lower, upper)
         pairs.estimate = change.norm(dim=1)
         pairs.x = pairs.x + STEP * (origin + change - pairs.x)
         pairs.steps += 1
@@ -255,6 +262,27 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
             count = width
         _descend(search, pairs, max(1, int(steps * share)))
     return order
+
+
+def _rescue(search: _Search, rows: Tensor, order: Tensor) -> Tensor:
+    """Looks far away where gradients vanish: at the box's ends, the negative, and at noise.
+
+    What is found is brought to the boundary; its class is put first among the row's rivals.
+    """
+    origin, lower, upper = search.origin[rows], search.lower[rows], search.upper[rows]
+    width = upper - lower
+    random = [
+        torch.clamp(lower + width * (0.5 + 0.5 * search.noise(rows)), lower, upper)
+        for _ in range(RESCUE_DRAWS)
+    ]
+    for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
+        answers = search.scores(start, rows).argmax(1)
+        search.offer(start, rows, answers != search.labels[rows])
+    _bisect(search, rows)
+    found = search.scores(search.best[rows], rows).argmax(1)
+    moved = torch.where(order == found[:, None], order[:, :1], order)
+    moved[:, 0] = torch.where(found == search.labels[rows], order[:, 0], found)
+    return moved
 
 
 def _ranking(search: _Search, rows: Tensor, clean: Tensor) -> Tensor:

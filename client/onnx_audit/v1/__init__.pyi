@@ -161,3 +161,5 @@ from onnx_audit.v1.units_pb2 import UnitScoreKind as UnitScoreKind
 from onnx_audit.v1.units_pb2 import UnitsConfig as UnitsConfig
 from onnx_audit.v1.units_pb2 import UnitsLayer as UnitsLayer
 from onnx_audit.v1.units_pb2 import UnitsSection as UnitsSection
+
+__all__: list[str]

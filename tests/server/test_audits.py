@@ -1,0 +1,254 @@
+"""The life of audits over real gRPC: events, states, reports, lists, cancelling, deadlines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import json_format
+from safetensors.numpy import load_file
+from tests import models
+from tests.service import ServiceProcess
+
+from onnx_audit import AuditFailed, Client, v1
+from onnx_audit.errors import FailedPrecondition, InvalidRequest, Unimplemented
+from onnx_audit.v1 import audit_pb2_grpc
+
+QUICK = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=40))
+LONG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=100_000))
+
+
+@pytest.fixture(scope="module")
+def finished(client: Client, model: v1.Model, probe_set: v1.ProbeSet) -> v1.Audit:
+    """An audit that has succeeded."""
+    audit = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    assert audit.state == v1.AUDIT_STATE_SUCCEEDED
+    return audit
+
+
+def wait_for_state(client: Client, audit: v1.Audit, state: int, seconds: float = 60) -> v1.Audit:
+    deadline = time.monotonic() + seconds
+    while (found := client.get_audit(audit)).state != state:
+        assert time.monotonic() < deadline, f"still {v1.AuditState.Name(found.state)}"
+        time.sleep(0.02)
+    return found
+
+
+def test_events_tell_the_whole_story(client: Client, finished: v1.Audit) -> None:
+    """Events are numbered without gaps, from QUEUED to the report's digest."""
+    events = list(client.watch(finished))
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert finished.last_sequence == len(events)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert events[0].state_changed.state == v1.AUDIT_STATE_QUEUED
+    assert events[1].state_changed.state == v1.AUDIT_STATE_RUNNING
+    assert kinds[2] == "plan_ready"
+    plan = events[2].plan_ready.auditors[0]
+    assert plan.items == 40
+    assert kinds.count("shard_started") == kinds.count("shard_finished") == plan.shards
+    assert kinds.count("section_ready") == 1
+    last = events[-1].state_changed
+    assert last.state == v1.AUDIT_STATE_SUCCEEDED
+    assert last.report_digest == finished.report_digest == client.report(finished).digest
+    assert finished.progress.shards_done == finished.progress.shards_total == plan.shards
+
+
+def test_a_watch_goes_on_from_any_event(client: Client, finished: v1.Audit) -> None:
+    """The events after any number are the same as in the full story."""
+    events = list(client.watch(finished))
+    for after in (1, 3, len(events) - 1, len(events)):
+        assert list(client.watch(finished, after)) == events[after:]
+    with pytest.raises(InvalidRequest):
+        list(client.watch(finished, len(events) + 1))
+
+
+def test_many_watchers_see_the_same(
+    client: Client, service: ServiceProcess, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """Thirty watchers of a running audit, joining at different times, all get every event once."""
+    audit = client.audit(model, probe_set, auditors=QUICK, seed=8)
+    stories: list[list[v1.AuditEvent]] = []
+
+    def watch(delay: float) -> None:
+        time.sleep(delay)
+        with service.client() as own:
+            stories.append(list(own.watch(audit)))
+
+    threads = [threading.Thread(target=watch, args=(0.05 * n,)) for n in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    story = list(client.watch(audit))
+    assert len(stories) == 30
+    assert all(one == story for one in stories)
+
+
+def test_every_counted_example_fools_onnx_runtime(
+    client: Client, finished: v1.Audit, tmp_path: Path
+) -> None:
+    """Examples lie in the box, at the stated distance, and change the answer of the file."""
+    report = client.report(finished)
+    norm = report.distortion.norms[0]
+    table = load_file(client.download(norm.artefact, tmp_path / "examples.safetensors"))
+    proto = models.mlp()
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    answers = session.run(None, {"x": table["example"]})[0].argmax(1)
+    inputs = models.probes(40, 16)
+    clean = session.run(None, {"x": inputs})[0].argmax(1)
+    confirmed = table["outcome"] == v1.PROBE_OUTCOME_CONFIRMED
+    assert confirmed.sum() == norm.confirmed > 30
+    assert (answers[confirmed] != clean[confirmed]).all()
+    assert np.array_equal(answers, table["adversarial_prediction"])
+    assert table["example"].min() >= 0
+    assert table["example"].max() <= 1
+    size = np.linalg.norm(table["example"].astype(float) - inputs, axis=1)
+    np.testing.assert_allclose(size[confirmed], table["distance"][confirmed], rtol=1e-12)
+    assert [probe.distance for probe in norm.probes] == table["distance"].tolist()
+    assert norm.mean.value == pytest.approx(table["distance"][confirmed].mean())
+
+
+def test_the_same_job_gives_the_same_digest(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
+) -> None:
+    """Two runs of one job agree to the last bit, another seed is another job."""
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    assert again.name != finished.name
+    assert again.report_digest == finished.report_digest
+    other = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=9))
+    assert other.report_digest != finished.report_digest
+
+
+def test_reports_are_rendered_as_json(
+    channel: grpc.Channel, client: Client, finished: v1.Audit
+) -> None:
+    """The JSON form parses back into the report; other forms are UNIMPLEMENTED by name."""
+    service = audit_pb2_grpc.AuditServiceStub(channel)
+    name = f"{finished.name}/report"
+    request = v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_JSON)
+    document = service.RenderReport(request)
+    assert document.media_type == "application/json"
+    assert json_format.Parse(document.content, v1.Report()) == client.report(finished)
+    for call in (
+        lambda: service.RenderReport(
+            v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_SARIF)
+        ),
+        lambda: service.CompareReports(v1.CompareReportsRequest()),
+        lambda: service.EvaluatePolicy(v1.EvaluatePolicyRequest()),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_lists_run_from_new_to_old_in_pages(
+    channel: grpc.Channel, client: Client, finished: v1.Audit
+) -> None:
+    """Pages of two join to the same list as one page, and filters hold."""
+    service = audit_pb2_grpc.AuditServiceStub(channel)
+    whole = service.ListAudits(v1.ListAuditsRequest(page_size=1000)).audits
+    moments = [audit.create_time.ToNanoseconds() for audit in whole]
+    assert moments == sorted(moments, reverse=True)
+    joined: list[v1.Audit] = []
+    token = ""
+    while True:
+        page = service.ListAudits(v1.ListAuditsRequest(page_size=2, page_token=token))
+        assert len(page.audits) <= 2
+        joined += page.audits
+        token = page.next_page_token
+        if not token:
+            break
+    assert [audit.name for audit in joined] == [audit.name for audit in whole]
+    failed = v1.ListAuditsRequest(states=[v1.AUDIT_STATE_FAILED])
+    assert finished.name not in [audit.name for audit in service.ListAudits(failed).audits]
+    other = v1.ListAuditsRequest(model="models/" + "0" * 64)
+    assert not service.ListAudits(other).audits
+    assert finished in list(client.audits())
+
+
+def test_checking_alone_starts_nothing(
+    channel: grpc.Channel, client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """validate_only fills in defaults and leaves no audit behind."""
+    before = len(list(client.audits()))
+    audit = v1.Audit(model=model.name, probe_set=probe_set.name)
+    request = v1.CreateAuditRequest(audit=audit, validate_only=True)
+    checked = audit_pb2_grpc.AuditServiceStub(channel).CreateAudit(request)
+    assert checked.auditors.HasField("distortion")
+    assert list(checked.input_spec.upper) == [1.0]
+    assert checked.input_spec_notes
+    assert len(list(client.audits())) == before
+
+
+def test_a_running_audit_is_cancelled_within_a_second(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
+) -> None:
+    """CANCELLING at once, CANCELLED soon, no report, and the next audit runs."""
+    audit = client.audit(model, probe_set, auditors=LONG, seed=1)
+    for event in client.watch(audit):
+        if event.WhichOneof("event") == "shard_started":
+            break
+    start = time.monotonic()
+    assert client.cancel(audit).state in {v1.AUDIT_STATE_CANCELLING, v1.AUDIT_STATE_CANCELLED}
+    ended = wait_for_state(client, audit, v1.AUDIT_STATE_CANCELLED)
+    assert time.monotonic() - start < 2, "the runner was not stopped"
+    assert ended.HasField("end_time")
+    assert client.cancel(audit).state == v1.AUDIT_STATE_CANCELLED
+    with pytest.raises(FailedPrecondition, match="CANCELLED"):
+        client.report(audit)
+    with pytest.raises(FailedPrecondition, match="SUCCEEDED"):
+        client.cancel(finished)
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    assert again.report_digest == finished.report_digest
+
+
+def test_a_queued_audit_is_cancelled_at_once(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """An audit that nobody has begun needs nobody to end it."""
+    running = client.audit(model, probe_set, auditors=LONG, seed=1)
+    queued = [client.audit(model, probe_set, auditors=LONG, seed=n) for n in range(40)]
+    assert client.cancel(queued[-1]).state == v1.AUDIT_STATE_CANCELLED
+    for audit in [running, *queued]:
+        client.cancel(audit)
+    for audit in [running, *queued]:
+        wait_for_state(client, audit, v1.AUDIT_STATE_CANCELLED)
+
+
+def test_an_audit_that_takes_too_long_fails(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """The deadline ends it with DEADLINE_EXCEEDED."""
+    audit = client.audit(model, probe_set, auditors=LONG, seed=2, timeout=1.5)
+    with pytest.raises(AuditFailed, match="time"):
+        client.wait(audit)
+    ended = client.get_audit(audit)
+    assert ended.state == v1.AUDIT_STATE_FAILED
+    assert ended.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+def test_known_content_is_registered_again_without_harm(
+    client: Client, model: v1.Model, tmp_path: Path
+) -> None:
+    """The same file gives the same model, under its latest display name."""
+    path = models.save(models.mlp(), tmp_path / "again.onnx")
+    again = client.upload_model(path, display_name="scorer 3.2", tags={"release": "3.2"})
+    assert again.name == model.name
+    assert again.create_time == model.create_time
+    assert again.display_name == "scorer 3.2"
+    assert [found.name for found in client.models()].count(model.name) == 1
+
+
+def test_the_auditors_that_are_not_there_say_so(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """Asking for one that is there and one that is not starts nothing."""
+    before = len(list(client.audits()))
+    with pytest.raises(Unimplemented):
+        client.audit(model, probe_set, auditors=("distortion", "units"))
+    assert len(list(client.audits())) == before
