@@ -55,7 +55,7 @@ def list_audits(*, limit: int, connection: Connection, json_output: bool) -> Non
             short_digest(audit.probe_set.removeprefix("probes/")),
             time_text(audit.create_time),
         )
-    people(json_output=False).print(table, highlight=False)
+    people(json_output=False).print(table, highlight=False, soft_wrap=True)
 
 
 @audits.command(

@@ -39,8 +39,8 @@ def demo(*, out: Path, seed: int, connection: Connection) -> None:
 
     Takes a minute or two, needs no other files, and leaves models, probes and report.json.
     """
-    out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(seed)
+    out.mkdir(parents=True, exist_ok=True)
     trained = train_models(digits, out, seed, click.echo)
     probes_path = out / "probes.npz"
     inputs, labels = digits.test_x[:PROBES], digits.test_y[:PROBES]

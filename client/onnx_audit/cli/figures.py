@@ -28,12 +28,12 @@ def layout_name(layout: v1.Layout.ValueType) -> str:
 
 
 def number(value: float) -> str:
-    """A number with four significant digits."""
+    """A number with three significant digits."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    return f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def estimate_text(estimate: v1.Estimate) -> str:

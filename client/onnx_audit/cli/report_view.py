@@ -52,7 +52,7 @@ def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> Non
     console.print(f"\n[bold]{title}[/]")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", escape(value))
+        table.add_row(f"[dim]{escape(name)}[/]", escape(value))
     console.print(table, highlight=False)
 
 
