@@ -17,7 +17,7 @@ from onnx_audit.cli.figures import short_digest, state_name
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json
 from onnx_audit.cli.report_view import spec_text
-from onnx_audit.cli.run import follow
+from onnx_audit.status import require_success
 
 
 @click.group()
@@ -89,9 +89,11 @@ def show_audit(*, audit: str, connection: Connection, json_output: bool) -> None
 @click.argument("audit")
 @connection_options
 def watch_audit(*, audit: str, connection: Connection) -> None:
-    """Follow AUDIT from its first event until it ends; Ctrl-C cancels it."""
+    """Follow AUDIT from its first event until it ends; Ctrl-C leaves it running."""
     with connection.open() as client, event_view(Console(stderr=True)) as view:
-        follow(client, client.get_audit(audit), view)
+        for event in client.watch(audit):
+            view.event(event)
+        require_success(client.get_audit(audit))
 
 
 @audits.command("cancel", epilog=("\b\nExample:\n  onnx-audit audits cancel audits/0190f3c2"))

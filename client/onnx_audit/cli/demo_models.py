@@ -86,26 +86,27 @@ def train_models(
         import torch  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise _missing_extra(error) from error
-    # Networks this small train faster on one thread, and the same on every machine of a kind.
-    torch.set_num_threads(1)
     half = len(digits.train_x) // 2
     plans = [
-        ("mlp-a", "perceptron 64-64-32-10", _perceptron, seed, len(digits.train_x)),
-        ("mlp-b", "the same, another seed and half of the data", _perceptron, seed + 1, half),
-        ("cnn", "convolutional network", _convolutional, seed + 2, len(digits.train_x)),
+        ("mlp-a", "perceptron 64-64-32-10", _perceptron, len(digits.train_x)),
+        ("mlp-b", "the same, another seed and half of the data", _perceptron, half),
+        ("cnn", "convolutional network", _convolutional, len(digits.train_x)),
     ]
     trained = []
-    for name, description, build, model_seed, count in plans:
-        torch.manual_seed(model_seed)
-        network = build(torch)
-        _train(torch, network, digits.train_x[:count], digits.train_y[:count])
-        path = folder / f"{name}.onnx"
-        _export(torch, network, path)
-        with torch.no_grad():
-            answers = network(torch.from_numpy(digits.test_x)).argmax(1).numpy()
-        accuracy = float((answers == digits.test_y).mean())
-        say(f"trained {path} ({description}): {accuracy:.1%} of the held-out digits right")
-        trained.append(TrainedModel(path, description, accuracy))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small train faster on one thread
+    try:
+        for offset, (name, description, build, count) in enumerate(plans):
+            torch.manual_seed(seed + offset)
+            network = build(torch)
+            _train(torch, network, digits.train_x[:count], digits.train_y[:count])
+            path = folder / f"{name}.onnx"
+            _export(torch, network, path)
+            accuracy = _accuracy(torch, network, digits)
+            say(f"trained {path} ({description}): {accuracy:.1%} of the held-out digits right")
+            trained.append(TrainedModel(path, description, accuracy))
+    finally:
+        torch.set_num_threads(threads)
     return trained
 
 
@@ -136,7 +137,7 @@ def _convolutional(torch: Any) -> Any:  # noqa: ANN401 - torch is not there at t
     )
 
 
-def _train(torch: Any, network: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:  # noqa: ANN401
+def _train(torch: Any, network: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:  # noqa: ANN401 - see _perceptron
     """Adam on the cross entropy, in batches drawn by torch's seeded generator."""
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
@@ -147,6 +148,13 @@ def _train(torch: Any, network: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -
             loss.backward()
             optimizer.step()
     network.eval()
+
+
+def _accuracy(torch: Any, network: Any, digits: Digits) -> float:  # noqa: ANN401 - see _perceptron
+    """Share of the held-out digits that a network gets right."""
+    with torch.no_grad():
+        answers = network(torch.from_numpy(digits.test_x)).argmax(1).numpy()
+    return float((answers == digits.test_y).mean())
 
 
 def _export(torch: Any, network: Any, path: Path) -> None:  # noqa: ANN401 - see _perceptron
