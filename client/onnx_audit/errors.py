@@ -63,7 +63,8 @@ class ServiceError(OnnxAuditError):
         self.retry_delay = retry_delay
 
     def __str__(self) -> str:
-        label = f"{self.code} ({self.reason})" if self.reason else self.code
+        cause = f" ({self.reason})" if self.reason not in ("", self.code) else ""
+        label = f"{self.code}{cause}"
         # The message usually names the fields already; repeat only what it leaves out.
         fields = [
             f"{violation.field}: {violation.description}"

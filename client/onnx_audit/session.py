@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from google.protobuf.message import Message
 
 from onnx_audit import flows, rpc, v1
+from onnx_audit.configs import merged
 from onnx_audit.errors import ConfigError
 from onnx_audit.files import Progress
 from onnx_audit.flows import Flow
@@ -106,10 +107,7 @@ class Session:
         request.audit.probe_set = yield from self._probe_set_name(probes)
         layout = self._layouts.get(request.audit.probe_set)
         if layout is not None:  # what the caller says stands in for what the source says
-            spec = v1.InputSpec()
-            spec.CopyFrom(layout)
-            spec.MergeFrom(request.audit.input_spec)
-            request.audit.input_spec.CopyFrom(spec)
+            request.audit.input_spec.CopyFrom(merged(layout, request.audit.input_spec))
         return (yield from self.call(rpc.CREATE_AUDIT, request))
 
     def _model_name(self, model: ModelLike) -> Flow[str]:

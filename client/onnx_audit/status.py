@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import grpc
 import grpc_status.rpc_status
@@ -30,16 +30,6 @@ _CLASSES: Final[dict[str, type[errors.ServiceError]]] = {
     "INTERNAL": errors.InternalError,
     "UNKNOWN": errors.InternalError,
 }
-
-
-class FailedCall(Protocol):
-    """What gRPC's errors of either API offer."""
-
-    def code(self) -> grpc.StatusCode:
-        """The status code."""
-
-    def details(self) -> str | None:
-        """The status message."""
 
 
 @dataclass
@@ -86,12 +76,12 @@ def service_error(code: str, message: str, details: Details | None = None) -> er
 
 def from_rpc_error(error: grpc.RpcError) -> errors.ServiceError:
     """The exception for an error that a call of the synchronous or asynchronous API raised."""
+    call = cast("grpc.Call", error)  # what gRPC raises quacks like one; the base class does not
     try:
-        status = grpc_status.rpc_status.from_call(error)
+        status = grpc_status.rpc_status.from_call(call)
     except ValueError:  # details that contradict the status line say nothing reliable
         status = None
     details = read_details(list(status.details)) if status is not None else None
-    call = cast("FailedCall", error)  # what gRPC raises has these; the base class does not say so
     return service_error(call.code().name, call.details() or "no explanation given", details)
 
 

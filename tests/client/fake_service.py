@@ -81,6 +81,8 @@ class FakeService(
         break_write_after: Bytes after which each of the next writes breaks off.
         break_read_after: Bytes after which each of the next reads breaks off.
         events_per_watch: Events after which each of the next watches breaks off.
+        verdict: Verdict of the audits.
+        failure: If set, why the audits fail.
     """
 
     def __init__(self) -> None:
@@ -102,6 +104,8 @@ class FakeService(
         self.reports: dict[str, v1.Report] = {}
         self.page = 2
         self.lose_responses = False
+        self.verdict: v1.Verdict.ValueType = v1.VERDICT_UNSPECIFIED
+        self.failure: status_pb2.Status | None = None
 
     def enter(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
         """Records a call and ends it with the next planned fault, if there is one."""
@@ -226,6 +230,10 @@ class FakeService(
             audit.name = f"audits/{len(self.audits) + 1}"
             audit.state = v1.AUDIT_STATE_SUCCEEDED
             audit.last_sequence = len(self.events)
+            audit.verdict = self.verdict
+            if self.failure is not None:
+                audit.state = v1.AUDIT_STATE_FAILED
+                audit.error.CopyFrom(self.failure)
             self.by_request_id[request.request_id] = self.audits[audit.name] = audit
         self.enter("CreateAudit", request, context)
         if lost:
@@ -280,7 +288,7 @@ class FakeService(
 
     def GetReport(self, request: v1.GetReportRequest, context: grpc.ServicerContext) -> v1.Report:
         self.enter("GetReport", request, context)
-        return self.reports[request.name]
+        return self.reports.get(request.name, v1.Report())
 
     def GetModel(self, request: v1.GetModelRequest, context: grpc.ServicerContext) -> v1.Model:
         self.enter("GetModel", request, context)

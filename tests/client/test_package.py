@@ -10,7 +10,20 @@ from pathlib import Path
 import onnx_audit
 from onnx_audit import errors
 
-BLOCKED = ("torch", "onnx", "onnxruntime", "sqlalchemy", "scipy", "dbos", "PIL", "sklearn")
+BLOCKED = (
+    *(
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "sqlalchemy",
+        "scipy",
+        "dbos",
+        "PIL",
+        "sklearn",
+    ),
+    *("onnx_auditors", "onnx_audit_server"),
+)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -82,3 +95,27 @@ def test_image_folder_without_pillow_says_what_to_install(tmp_path: Path) -> Non
     (tmp_path / "x.png").touch()
     result = run_python(f"import onnx_audit; onnx_audit.load_probes({str(tmp_path)!r})")
     assert "pip install 'onnx-audit[images]'" in result.stderr
+
+
+def test_server_commands_are_listed_where_the_extra_is_missing() -> None:
+    """`serve` and `worker` appear in the help, and say what to install when they are run."""
+    run = "from onnx_audit.cli.app import cli; cli(prog_name='onnx-audit', args={})"
+    listed = run_python(run.format(["--help"]))
+    assert listed.returncode == 0, listed.stderr
+    assert "serve" in listed.stdout
+    assert "worker" in listed.stdout
+    for arguments in (["serve", "--listen", "x"], ["worker"]):
+        missing = run_python(run.format(arguments))
+        assert missing.returncode == 2
+        assert "pip install 'onnx-audit[server]'" in missing.stderr
+
+
+def test_demo_without_its_extra_says_what_to_install(tmp_path: Path) -> None:
+    """The demo names its extra before it makes anything."""
+    out = tmp_path / "demo"
+    result = run_python(
+        f"from onnx_audit.cli.app import cli; cli(args=['demo', '--out', {str(out)!r}])"
+    )
+    assert result.returncode == 3
+    assert "pip install 'onnx-audit[demo]'" in result.stderr
+    assert not out.exists()

@@ -1,0 +1,5 @@
+"""`python -m onnx_audit`: the command line."""
+
+from onnx_audit.cli import main
+
+main()

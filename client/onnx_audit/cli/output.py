@@ -1,0 +1,63 @@
+"""Where commands write: people read one stream, machines the other; reports become files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+
+from onnx_audit import v1
+from onnx_audit.cli.figures import norm_name
+from onnx_audit.client import Client
+from onnx_audit.errors import ConfigError
+
+
+def people(*, json_output: bool) -> Console:
+    """The console for people: standard error where standard output is for machines."""
+    return Console(stderr=json_output)
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """A message as proto3 JSON with the schema's field names."""
+    content: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return content
+
+
+def to_json(content: object) -> str:
+    """JSON with sorted keys, indented; floats that JSON lacks are proto3 JSON's strings."""
+    return json.dumps(content, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def print_json(content: object) -> None:
+    """Prints JSON on standard output."""
+    click.echo(to_json(content))
+
+
+def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
+    """Writes report.json and, beside it, the adversarial examples of each norm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.json"
+    path.write_text(to_json(as_dict(report)) + "\n", encoding="utf-8")
+    written = [path]
+    for norm in report.distortion.norms:
+        if norm.artefact.sha256:
+            name = f"distortion-{norm_name(norm.norm).lower()}.safetensors"
+            written.append(client.download(norm.artefact, folder / name))
+    return written
+
+
+def read_report(path: Path) -> v1.Report:
+    """Reads a report.json.
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    try:
+        return json_format.Parse(path.read_bytes(), v1.Report())
+    except (json_format.ParseError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not a report of onnx-audit: {error}") from error

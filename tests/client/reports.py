@@ -1,0 +1,108 @@
+"""A report with every section, and the blob that it refers to."""
+
+from __future__ import annotations
+
+import hashlib
+
+from onnx_audit import v1
+
+ARTEFACT = b"adversarial examples" * 200
+MODEL = "models/" + "1" * 64
+PROBES = "probes/" + "2" * 64
+
+
+def estimate(value: float, lower: float, upper: float, count: int = 150) -> v1.Estimate:
+    """An estimate with a 95% interval."""
+    interval = v1.Interval(lower=lower, upper=upper, confidence=0.95, method="wilson")
+    return v1.Estimate(value=value, interval=interval, count=count)
+
+
+def distortion_section() -> v1.DistortionSection:
+    """Four probes: one misclassified, two with examples, one without."""
+    outcomes = [
+        (0, v1.PROBE_OUTCOME_CONFIRMED, 3, 8, 0.75),
+        (1, v1.PROBE_OUTCOME_MISCLASSIFIED, 9, 9, 0.0),
+        (2, v1.PROBE_OUTCOME_CONFIRMED, 1, 7, 0.125),
+        (3, v1.PROBE_OUTCOME_NOT_FOUND, 0, 0, float("inf")),
+    ]
+    norm = v1.NormDistortion(
+        norm=v1.NORM_L2,
+        mean=estimate(0.4375, 0.1, 0.9),
+        mean_rms=estimate(0.05, 0.01, 0.1),
+        quantiles=[
+            v1.Quantile(probability=0.5, estimate=estimate(0.75, 0.125, float("inf"))),
+            v1.Quantile(probability=0.9, estimate=v1.Estimate(value=float("inf"))),
+        ],
+        robust_accuracy=[
+            v1.CurvePoint(x=step / 20, y=estimate(1 - step / 20, 0, 1)) for step in range(21)
+        ],
+        confirmed=2,
+        not_found=1,
+        probes=[
+            v1.ProbeDistortion(
+                probe=probe,
+                outcome=outcome,
+                label=label,
+                adversarial_prediction=becomes,
+                distance=distance,
+            )
+            for probe, outcome, label, becomes, distance in outcomes
+        ],
+        most_fragile=[2, 0],
+        artefact=v1.BlobRef(
+            sha256=hashlib.sha256(ARTEFACT).hexdigest(),
+            size_bytes=len(ARTEFACT),
+            media_type="application/vnd.safetensors",
+        ),
+    )
+    return v1.DistortionSection(
+        config=v1.DistortionConfig(norms=[v1.NORM_L2], budget=500),
+        clean_accuracy=estimate(0.75, 0.3, 0.95, 4),
+        probe_count=4,
+        misclassified=1,
+        norms=[norm],
+        dimension=64,
+    )
+
+
+def full_report() -> v1.Report:
+    """A report of an imaginary model."""
+    summary = v1.ModelSummary(
+        sha256="1" * 64,
+        inputs=[v1.TensorInfo(name="pixels", dtype="float", shape=[-1, 64])],
+        opset=20,
+        node_count=5,
+        parameter_count=6570,
+    )
+    report = v1.Report(
+        digest="d" * 64,
+        execution=v1.Execution(audit="audits/1", model_display_name="scorer [v2]"),
+        provenance=v1.Provenance(
+            seed=7,
+            device="cpu",
+            machine="x86_64",
+            threads=2,
+            software=[v1.SoftwareVersion(name="torch", version="2.13.0")],
+        ),
+        model=summary,
+        probes=v1.ProbeSummary(
+            sha256="2" * 64, count=4, shape=[64], dtype="float32", max=1, has_labels=True
+        ),
+        input_spec=v1.InputSpec(input_name="pixels", lower=[0], upper=[1]),
+        parity=v1.Parity(probe_count=4, label_agreement=4, tolerance=1e-4, passed=True),
+        warnings=[v1.ReportWarning(code="FEW_PROBES", message="only 4 probes [sic]")],
+        distortion=distortion_section(),
+    )
+    report.lipschitz.network.add(
+        norm=v1.NORM_LINF,
+        lower=1.5,
+        upper=float("inf"),
+        proof=v1.PROOF_KIND_PROBABILISTIC,
+        failure_probability=1e-9,
+        method="product of layers",
+    )
+    report.transfer.models.extend(["a", "b"])
+    report.transfer.cells.add(target=1, error_rate=estimate(0.5, 0.4, 0.6))
+    layer = report.units.layers.add(value="relu_1", dimension=64, dead=2)
+    layer.scores.add(kind=v1.UNIT_SCORE_KIND_LABEL, index_auc=estimate(0.51, 0.4, 0.6))
+    return report
