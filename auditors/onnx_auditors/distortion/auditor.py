@@ -41,7 +41,7 @@ class DistortionAuditor:
         missing = [v1.Norm.Name(norm) for norm in norms if norm != v1.NORM_L2]
         if missing or len(norms) > 1:
             raise InvalidConfig(
-                f"norms is {', '.join(v1.Norm.Name(n) for n in norms)}; this version offers NORM_L2",
+                f"norms is {', '.join(v1.Norm.Name(n) for n in norms)}; this version has NORM_L2",
                 field="distortion.norms",
             )
         budget = config.budget or _DEFAULT_BUDGET

@@ -12,12 +12,12 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-_HALF_OR_SINGLE = {
+_HALF_OR_SINGLE: set[int] = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 }
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.INT8: torch.int8,
     onnx.TensorProto.INT16: torch.int16,
@@ -86,20 +86,20 @@ class Node:
         """Says whether an attribute is set."""
         return attribute in self._attributes
 
-    def int(self, attribute: str, default: int | None = None) -> int:
+    def integer(self, attribute: str, default: int | None = None) -> int:
         """Returns an integer attribute."""
         return int(self._attribute(attribute, default))
 
-    def float(self, attribute: str, default: float | None = None) -> float:
+    def number(self, attribute: str, default: float | None = None) -> float:
         """Returns a floating-point attribute."""
         return float(self._attribute(attribute, default))
 
-    def string(self, attribute: str, default: str | None = None) -> str:
+    def text(self, attribute: str, default: str | None = None) -> str:
         """Returns a string attribute."""
         value = self._attribute(attribute, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def ints(self, attribute: str, default: Sequence[int] | None = None) -> list[int]:
+    def integers(self, attribute: str, default: Sequence[int] | None = None) -> list[int]:
         """Returns an attribute that lists integers."""
         return [int(i) for i in self._attribute(attribute, default)]
 
@@ -187,7 +187,7 @@ def to_dtype(element_type: int, floating: torch.dtype) -> torch.dtype:
     if element_type in _HALF_OR_SINGLE:
         return floating
     if element_type not in _DTYPES:
-        name = onnx.TensorProto.DataType.Name(element_type)  # type: ignore[arg-type] # an int from a file
+        name = onnx.TensorProto.DataType.Name(element_type)
         raise Refused(f"element type {name} is not covered")
     return _DTYPES[element_type]
 

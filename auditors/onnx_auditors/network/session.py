@@ -16,7 +16,7 @@ from onnx_auditors.network.summary import prediction_output
 
 # Read when the library is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -107,7 +107,7 @@ class Session:
         feed = {self._input.name: np.ascontiguousarray(x, dtype=_DTYPES[self._input.type])}
         try:
             return list(self._session.run(names, feed))
-        except Exception as error:  # noqa: BLE001 - its exceptions share no base class
+        except Exception as error:
             raise ModelFailed(f"ONNX Runtime could not run the model: {error}") from error
 
 
@@ -127,7 +127,7 @@ def _open(path: str | Path | bytes, device: str, threads: int) -> ort.InferenceS
     content = path if isinstance(path, bytes) else str(path)
     try:
         return ort.InferenceSession(content, options, providers=providers)
-    except Exception as error:  # noqa: BLE001 - its exceptions share no base class
+    except Exception as error:
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
 
 

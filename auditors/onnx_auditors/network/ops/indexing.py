@@ -13,7 +13,7 @@ from onnx_auditors.network.registry import Function, operator
 def gather(node: Node) -> Function:
     """Picks slices along an axis; negative indices count from the end."""
     rank = len(node.shape())
-    axis = node.int("axis", 0) % rank
+    axis = node.integer("axis", 0) % rank
     size = node.shape()[axis]
 
     def function(x: Tensor, indices: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def gather(node: Node) -> Function:
 @operator("GatherElements", since=11)
 def gather_elements(node: Node) -> Function:
     """Picks an entry for every index along an axis; negative indices count from the end."""
-    axis = node.int("axis", 0)
+    axis = node.integer("axis", 0)
     size = node.shape()[axis]
     return lambda x, index: torch.gather(x, axis, torch.where(index < 0, index + size, index))
 
@@ -41,8 +41,8 @@ def cut(node: Node) -> Function:
         axes = node.constant_ints(3) if node.present(3) else list(range(len(starts)))
         steps = node.constant_ints(4) if node.present(4) else [1] * len(starts)
     else:
-        starts, ends = node.ints("starts"), node.ints("ends")
-        axes, steps = node.ints("axes", list(range(len(starts)))), [1] * len(starts)
+        starts, ends = node.integers("starts"), node.integers("ends")
+        axes, steps = node.integers("axes", list(range(len(starts)))), [1] * len(starts)
     ranges = {
         axis % len(shape): range(*slice(start, end, step).indices(shape[axis]))
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
@@ -66,6 +66,6 @@ def cut(node: Node) -> Function:
 @operator("Trilu", since=14)
 def trilu(node: Node) -> Function:
     """Keeps the upper or lower triangle."""
-    keep = torch.triu if node.int("upper", 1) else torch.tril
+    keep = torch.triu if node.integer("upper", 1) else torch.tril
     diagonal = node.constant_ints(1)[0] if node.present(1) else 0
     return lambda x: keep(x, diagonal)
