@@ -60,7 +60,7 @@ class Node:
         name: Its name; may be empty.
         opset: Version of the standard operator set.
         inputs: Its inputs; None for one that is left out.
-        output_count: Number of its outputs, up to the last that somebody reads.
+        output_count: Number of its outputs.
     """
 
     def __init__(
@@ -68,15 +68,14 @@ class Node:
         proto: onnx.NodeProto,
         opset: int,
         inputs: Sequence[Value | None],
-        outputs: Sequence[str],
+        output_count: int,
         floating: torch.dtype,
     ) -> None:
         self.op_type = proto.op_type
         self.name = proto.name
         self.opset = opset
         self.inputs = list(inputs)
-        self.output_count = max((i + 1 for i, name in enumerate(outputs) if name), default=1)
-        self._outputs = list(outputs)
+        self.output_count = output_count
         self._attributes = {a.name: a for a in proto.attribute}
         self._unread = set(self._attributes)
         self._consumed: set[int] = set()
@@ -118,10 +117,6 @@ class Node:
     def present(self, index: int) -> bool:
         """Says whether an input is there."""
         return index < len(self.inputs) and self.inputs[index] is not None
-
-    def wants(self, output: int) -> bool:
-        """Says whether somebody may read an output."""
-        return output < len(self._outputs) and bool(self._outputs[output])
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
         """Returns the shape of an input."""

@@ -32,6 +32,9 @@ def gather_elements(node: Node) -> Function:
     return lambda x, index: torch.gather(x, axis, torch.where(index < 0, index + size, index))
 
 
+_NO_END = 2**62
+
+
 @operator("Slice")
 def cut(node: Node) -> Function:
     """Cuts a range out of each axis, in steps of either sign."""
@@ -43,6 +46,8 @@ def cut(node: Node) -> Function:
     else:
         starts, ends = node.integers("starts"), node.integers("ends")
         axes, steps = node.integers("axes", list(range(len(starts)))), [1] * len(starts)
+    if any(step < 0 and end > _NO_END for step, end in zip(steps, ends, strict=True)):
+        node.refuse("a step backwards to the largest integer, which ONNX Runtime reads its own way")
     ranges = {
         axis % len(shape): range(*slice(start, end, step).indices(shape[axis]))
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)

@@ -18,8 +18,6 @@ def batch_normalization(node: Node) -> Function:
     node.ignore("momentum")  # for training alone
     if node.integer("training_mode", 0):
         node.refuse("training_mode is on; export the model for inference")
-    if node.output_count > 1:
-        node.refuse("outputs beyond the first belong to training")
     epsilon = node.number("epsilon", 1e-5)
     shape = [1, -1] + [1] * (len(node.shape()) - 2)
 
@@ -49,8 +47,6 @@ def instance_normalization(node: Node) -> Function:
 def layer_normalization(node: Node) -> Function:
     """Normalises over the last axes."""
     node.ignore("stash_type")  # statistics are in the network's floating type in any case
-    if node.output_count > 1:
-        node.refuse("outputs beyond the first are not covered")
     epsilon = node.number("epsilon", 1e-5)
     rank = len(node.shape())
     axes = list(range(node.integer("axis", -1) % rank, rank))

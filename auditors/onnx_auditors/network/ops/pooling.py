@@ -16,8 +16,6 @@ from onnx_auditors.network.windows import Window, pad_amounts, read_window
 @operator("MaxPool", since=8)
 def max_pool(node: Node) -> Function:
     """Largest entry of each window; padding never wins."""
-    if node.wants(1):
-        node.refuse("the Indices output is not covered")
     node.ignore("storage_order")  # orders the Indices alone
     window, axes = _pool_window(node)
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
