@@ -35,6 +35,15 @@ def gather_elements(node: Node) -> Function:
 _NO_END = 2**62
 
 
+def _range(start: int, end: int, step: int, size: int) -> range:
+    """Returns the positions that a slice picks; unlike Python's, the start is never below 0."""
+    start = start + size if start < 0 else start
+    end = end + size if end < 0 else end
+    if step > 0:
+        return range(max(0, min(start, size)), max(0, min(end, size)), step)
+    return range(max(0, min(start, size - 1)), max(-1, min(end, size - 1)), step)
+
+
 @operator("Slice")
 def cut(node: Node) -> Function:
     """Cuts a range out of each axis, in steps of either sign."""
@@ -49,7 +58,7 @@ def cut(node: Node) -> Function:
     if any(step < 0 and end > _NO_END for step, end in zip(steps, ends, strict=True)):
         node.refuse("a step backwards to the largest integer, which ONNX Runtime reads its own way")
     ranges = {
-        axis % len(shape): range(*slice(start, end, step).indices(shape[axis]))
+        axis % len(shape): _range(start, end, step, shape[axis])
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
     }
     forward = [slice(None)] * len(shape)
