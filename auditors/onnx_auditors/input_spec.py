@@ -142,7 +142,8 @@ def _fill_layouts(spec: v1.InputSpec, model: Shape, probe: Shape, notes: list[st
             f"the batch axis{f' and the layouts are given as {said}' if said else ''}; save the "
             "probes in another shape, or correct the layouts"
         )
-    chosen = choices[0] if len(choices) == 1 else _choose(choices, probe, model)
+    guess = len(choices) > 1 or not any(given)
+    chosen = _choose(choices, probe, model) if guess else choices[0]
     spec.probe_layout, spec.model_layout = chosen
     if v1.LAYOUT_UNSPECIFIED in given:
         names = f"{_LAYOUT_NAMES[chosen[0]]} probes {list(probe)} to {_LAYOUT_NAMES[chosen[1]]}"

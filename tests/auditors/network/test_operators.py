@@ -183,8 +183,9 @@ def test_matmul(shape: tuple[int, ...]) -> None:
 def test_batch_normalization() -> None:
     """Batch normalisation uses the stored statistics."""
     x = draw(2, 3, 4, 5)
-    stored = [draw(3), draw(3), draw(3), np.abs(draw(3)) + 0.1]
-    check(node_model("BatchNormalization", x, *stored, epsilon=1e-3), x)
+    variance = np.abs(draw(3)) + 0.1
+    model = node_model("BatchNormalization", x, draw(3), draw(3), draw(3), variance, epsilon=1e-3)
+    check(model, x)
 
 
 def test_instance_and_layer_normalization() -> None:
