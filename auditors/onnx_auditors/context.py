@@ -72,7 +72,8 @@ class Context:
 
     def logits(self, x: Tensor) -> Tensor:
         """Returns the network's logits [n, classes] for a batch in probe space; differentiable."""
-        return self.network(self.input_map(x))
+        scores: Tensor = self.network(self.input_map(x))
+        return scores
 
     def labels(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
         """Returns labels by index; None where the probe set has none."""

@@ -12,11 +12,13 @@ from onnx_audit import v1
 from onnx_auditors.errors import ProbesDoNotFit
 
 Shape = tuple[int, ...]
+_Pair = tuple["v1.Layout.ValueType", "v1.Layout.ValueType"]
 _LAYOUT_NAMES = {v1.LAYOUT_FLAT: "FLAT", v1.LAYOUT_CHW: "CHW", v1.LAYOUT_HWC: "HWC"}
 _IMAGES = (v1.LAYOUT_CHW, v1.LAYOUT_HWC)
 _COMMON_CHANNELS = (1, 3, 4)
 _UINT8_MAX = 255.0
 _MATRIX, _IMAGE = 2, 3
+_FLAT_PAIR: _Pair = (v1.LAYOUT_FLAT, v1.LAYOUT_FLAT)
 
 
 def resolve(
@@ -99,7 +101,7 @@ def _model_input(spec: v1.InputSpec, model: v1.ModelSummary) -> v1.TensorInfo:
     return info
 
 
-def _fits(probe: Shape, model: Shape, layouts: tuple[int, int]) -> bool:
+def _fits(probe: Shape, model: Shape, layouts: _Pair) -> bool:
     probe_layout, model_layout = layouts
     if v1.LAYOUT_FLAT in layouts:
         if probe_layout != model_layout:
@@ -107,8 +109,8 @@ def _fits(probe: Shape, model: Shape, layouts: tuple[int, int]) -> bool:
         return _flat_fits(probe, model)
     if len(probe) not in {_MATRIX, _IMAGE} or len(model) not in {_MATRIX, _IMAGE}:
         return False
-    found = canonical(v1.Layout.ValueType(probe_layout), probe)
-    wanted = canonical(v1.Layout.ValueType(model_layout), model)
+    found = canonical(probe_layout, probe)
+    wanted = canonical(model_layout, model)
     return all(w in {-1, f} for f, w in zip(found, wanted, strict=True))
 
 
@@ -139,14 +141,15 @@ def _fill_layouts(spec: v1.InputSpec, model: Shape, probe: Shape, notes: list[st
             f"the batch axis{f' and the layouts are given as {said}' if said else ''}; save the "
             "probes in another shape, or correct the layouts"
         )
-    chosen = choices[0] if len(choices) == 1 else _choose(choices, probe, model)
+    guess = len(choices) > 1 or not any(given)
+    chosen = _choose(choices, probe, model) if guess else choices[0]
     spec.probe_layout, spec.model_layout = chosen
     if v1.LAYOUT_UNSPECIFIED in given:
         names = f"{_LAYOUT_NAMES[chosen[0]]} probes {list(probe)} to {_LAYOUT_NAMES[chosen[1]]}"
         notes.append(f"Layouts were worked out from the shapes: {names} {_open(model)}.")
 
 
-def _choose(choices: list[tuple[int, int]], probe: Shape, model: Shape) -> tuple[int, int]:
+def _choose(choices: list[_Pair], probe: Shape, model: Shape) -> _Pair:
     """Returns the choice that people mean, if only one can be meant."""
     images = [c for c in choices if v1.LAYOUT_FLAT not in c]
     same_shape = len(probe) == len(model) and all(
@@ -157,11 +160,11 @@ def _choose(choices: list[tuple[int, int]], probe: Shape, model: Shape) -> tuple
             for layout, axis in ((v1.LAYOUT_CHW, 0), (v1.LAYOUT_HWC, 2)):
                 if probe[axis] in _COMMON_CHANNELS and (layout, layout) in choices:
                     return (layout, layout)
-        return (v1.LAYOUT_FLAT, v1.LAYOUT_FLAT) if _FLAT_PAIR in choices else images[0]
+        return _FLAT_PAIR if _FLAT_PAIR in choices else images[0]
     if images:
         # For one channel the layouts agree; else the shapes differ and only one choice turns one
         # into the other.
-        distinct = {canonical(v1.Layout.ValueType(p), probe) for p, _ in images}
+        distinct = {canonical(p, probe) for p, _ in images}
         if len(distinct) == 1:
             return images[0]
     elif len(probe) < _IMAGE or 1 in {probe[0], probe[-1]}:
@@ -170,9 +173,6 @@ def _choose(choices: list[tuple[int, int]], probe: Shape, model: Shape) -> tuple
         f"probes {list(probe)} fit the model's input {_open(model)} in several ways; give "
         "probe_layout and model_layout (FLAT for both keeps the order of the values)"
     )
-
-
-_FLAT_PAIR: tuple[int, int] = (v1.LAYOUT_FLAT, v1.LAYOUT_FLAT)
 
 
 def _open(shape: Shape) -> str:

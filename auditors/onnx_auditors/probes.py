@@ -96,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 0 < length <= min(_LARGEST_HEADER, size - 8):
+            if not 0 < length <= min(_LARGEST_HEADER, size - 8):
                 raise InvalidProbes(
                     f"{size:,} bytes that are not safetensors; save the probes with "
                     "safetensors.numpy.save_file({'inputs': ..., 'labels': ...})"

@@ -88,18 +88,18 @@ class _Search:
         self.charge(rows, 0.5)
         with torch.no_grad():
             return torch.cat(
-                [self._logits(b.unflatten(1, self.shape)) for b in x.split(_BLOCK_ROWS)]
+                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, _BLOCK_ROWS)]
             )
 
     def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns margin to the rival, its gradient, and the margin to the nearest class."""
         self.charge(rows, 1.0)
         parts = []
-        blocks = zip(x.split(_BLOCK_ROWS), self.labels[rows].split(_BLOCK_ROWS),
-                     rival.split(_BLOCK_ROWS), strict=True)  # fmt: skip
+        blocks = zip(torch.split(x, _BLOCK_ROWS), torch.split(self.labels[rows], _BLOCK_ROWS),
+                     torch.split(rival, _BLOCK_ROWS), strict=True)  # fmt: skip
         for block, label, other in blocks:
             leaf = block.detach().requires_grad_()
-            scores = self._logits(leaf.unflatten(1, self.shape))
+            scores = self._logits(leaf.reshape(-1, *self.shape))
             right = scores.gather(1, label[:, None]).squeeze(1)
             margin = right - scores.gather(1, other[:, None]).squeeze(1)
             (gradient,) = torch.autograd.grad(margin.sum(), leaf)
@@ -141,6 +141,7 @@ def minimal(
     network: Logits,
     inputs: Tensor,
     labels: Tensor,
+    *,
     norm: str = "l2",
     budget: int = 500,
     box: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
@@ -149,7 +150,7 @@ def minimal(
     """Finds small changes of inputs that change the network's answer.
 
     Args:
-        network: From probe space [n, ...] to logits [n, classes], differentiable, at least 2 classes.
+        network: From probe space [n, ...] to logits [n, classes >= 2], differentiable.
         inputs: Float32 [n, ...] inside the box.
         labels: Int64 [n], the classes that count as right.
         norm: "l2".
@@ -183,7 +184,7 @@ def minimal(
         _restarts(search, rows, rivals, budget)
         _bisect(search, rows)
     return Result(
-        search.best.unflatten(1, search.shape), search.distance, search.spent.ceil().long()
+        search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )
 
 
@@ -209,8 +210,14 @@ class _Pairs:
 
     def pick(self, chosen: Tensor) -> _Pairs:
         """Returns some of the pairs."""
-        parts = (self.rows, self.rival, self.x, self.normal, self.estimate)
-        return _Pairs(*(part[chosen] for part in parts), self.steps)
+        return _Pairs(
+            self.rows[chosen],
+            self.rival[chosen],
+            self.x[chosen],
+            self.normal[chosen],
+            self.estimate[chosen],
+            self.steps,
+        )
 
 
 def _start(search: _Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
@@ -250,8 +257,8 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
     start = search.origin[flat] + NOISE * search.noise(rows).repeat_interleave(count, 0)
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
     order = rivals
-    for width, steps in BEAM:
-        width = min(width, count)
+    for stage, steps in BEAM:
+        width = min(stage, count)
         if width < count:
             estimates = pairs.estimate.reshape(len(rows), count)
             best = estimates.argsort(dim=1, stable=True)

@@ -62,7 +62,14 @@ def load(
             f"opset {standard_opset(prepared)} is newer than {_NEWEST_OPSET}; export the model "
             "with an older opset"
         )
-    return Network(file, prepared, torch.device(device), limits, floating, sample_shape)
+    return Network(
+        file,
+        prepared,
+        torch.device(device),
+        limits,
+        floating=floating,
+        sample_shape=sample_shape,
+    )
 
 
 class Network(nn.Module):
@@ -74,14 +81,14 @@ class Network(nn.Module):
     Attributes:
         summary: What the file says of itself.
         original: The model as uploaded, with external data filled in.
-        half: Whether the model stores weights in half precision.
+        half_precision: Whether the model stores weights in half precision.
         output: Name of the output that holds the class scores.
         logits: Name of the value that `network(x)` returns.
     """
 
     summary: v1.ModelSummary
     original: onnx.ModelProto
-    half: bool
+    half_precision: bool
     output: str
     logits: str
 
@@ -91,6 +98,7 @@ class Network(nn.Module):
         proto: onnx.ModelProto,
         device: torch.device,
         limits: Limits,
+        *,
         floating: torch.dtype,
         sample_shape: Sequence[int] | None,
     ) -> None:
@@ -98,7 +106,7 @@ class Network(nn.Module):
         summary = file.summary
         self.summary = summary
         self.original = file.proto
-        self.half = any(t.data_type in _HALF for t in file.proto.graph.initializer)
+        self.half_precision = any(t.data_type in _HALF for t in file.proto.graph.initializer)
         self._graph = proto.graph
         self._floating = floating
         self._binder = Binder(proto.graph, standard_opset(proto), floating, limits)
@@ -196,7 +204,8 @@ class Network(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self._forget_plans()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return self
 
     def _forget_plans(self) -> None:
         self._plan = lru_cache(maxsize=32)(self._bind)

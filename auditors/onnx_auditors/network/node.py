@@ -12,12 +12,12 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-_HALF_OR_SINGLE = {
+_HALF_OR_SINGLE: set[int] = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 }
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.INT8: torch.int8,
     onnx.TensorProto.INT16: torch.int16,
@@ -60,7 +60,7 @@ class Node:
         name: Its name; may be empty.
         opset: Version of the standard operator set.
         inputs: Its inputs; None for one that is left out.
-        output_count: Number of its outputs, up to the last that somebody reads.
+        output_count: Number of its outputs.
     """
 
     def __init__(
@@ -68,15 +68,14 @@ class Node:
         proto: onnx.NodeProto,
         opset: int,
         inputs: Sequence[Value | None],
-        outputs: Sequence[str],
+        output_count: int,
         floating: torch.dtype,
     ) -> None:
         self.op_type = proto.op_type
         self.name = proto.name
         self.opset = opset
         self.inputs = list(inputs)
-        self.output_count = max((i + 1 for i, name in enumerate(outputs) if name), default=1)
-        self._outputs = list(outputs)
+        self.output_count = output_count
         self._attributes = {a.name: a for a in proto.attribute}
         self._unread = set(self._attributes)
         self._consumed: set[int] = set()
@@ -86,20 +85,20 @@ class Node:
         """Says whether an attribute is set."""
         return attribute in self._attributes
 
-    def int(self, attribute: str, default: int | None = None) -> int:
+    def integer(self, attribute: str, default: int | None = None) -> int:
         """Returns an integer attribute."""
         return int(self._attribute(attribute, default))
 
-    def float(self, attribute: str, default: float | None = None) -> float:
+    def number(self, attribute: str, default: float | None = None) -> float:
         """Returns a floating-point attribute."""
         return float(self._attribute(attribute, default))
 
-    def string(self, attribute: str, default: str | None = None) -> str:
+    def text(self, attribute: str, default: str | None = None) -> str:
         """Returns a string attribute."""
         value = self._attribute(attribute, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
-    def ints(self, attribute: str, default: Sequence[int] | None = None) -> list[int]:
+    def integers(self, attribute: str, default: Sequence[int] | None = None) -> list[int]:
         """Returns an attribute that lists integers."""
         return [int(i) for i in self._attribute(attribute, default)]
 
@@ -118,10 +117,6 @@ class Node:
     def present(self, index: int) -> bool:
         """Says whether an input is there."""
         return index < len(self.inputs) and self.inputs[index] is not None
-
-    def wants(self, output: int) -> bool:
-        """Says whether somebody may read an output."""
-        return output < len(self._outputs) and bool(self._outputs[output])
 
     def shape(self, index: int = 0) -> tuple[int, ...]:
         """Returns the shape of an input."""
@@ -187,7 +182,7 @@ def to_dtype(element_type: int, floating: torch.dtype) -> torch.dtype:
     if element_type in _HALF_OR_SINGLE:
         return floating
     if element_type not in _DTYPES:
-        name = onnx.TensorProto.DataType.Name(element_type)  # type: ignore[arg-type] # an int from a file
+        name = onnx.TensorProto.DataType.Name(element_type)
         raise Refused(f"element type {name} is not covered")
     return _DTYPES[element_type]
 

@@ -14,6 +14,7 @@ from onnx_auditors.errors import ParityFailed
 from onnx_auditors.network.network import Network
 from onnx_auditors.network.session import Session, debug_model
 
+_TINY = float(np.finfo(np.float32).tiny)
 _SINGLE_TOLERANCE = 1e-4
 """About 1,700 times float32's unit roundoff: long sums in another order stay well below."""
 
@@ -25,7 +26,7 @@ def tolerance(network: Network) -> float:
     float32, does not. Independent roundings of n nodes in a row add up to about sqrt(n) of them;
     four times that is allowed.
     """
-    if not network.half:
+    if not network.half_precision:
         return _SINGLE_TOLERANCE
     return 4 * math.sqrt(network.summary.node_count) * 2.0**-11
 
@@ -61,10 +62,14 @@ def compare(
 ) -> v1.Parity:
     """Compares two tables of class scores, [n, classes] each."""
     if found.shape != reference.shape:
-        return v1.Parity(probe_count=len(reference), tolerance=allowed,
-                         max_absolute_difference=math.inf, max_relative_difference=math.inf)  # fmt: skip
+        return v1.Parity(
+            probe_count=len(reference),
+            tolerance=allowed,
+            max_absolute_difference=math.inf,
+            max_relative_difference=math.inf,
+        )
     largest = float(np.abs(_difference(found, reference)).max())
-    relative = largest / max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
+    relative = largest / max(float(np.abs(reference).max()), _TINY)
     return v1.Parity(
         probe_count=len(reference),
         max_absolute_difference=largest,
@@ -83,10 +88,10 @@ def require(result: v1.Parity) -> None:
     """
     if not result.passed:
         raise ParityFailed(
-            f"the network's outputs differ from ONNX Runtime's by {result.max_relative_difference:.2g} "
-            f"of the largest output, {result.tolerance:.2g} is allowed; the first value that "
-            f"differs is '{result.first_divergent_value}'. This is a fault of the auditor or a model "
-            "whose outputs are not determined; its figures would not be the model's",
+            f"the network's outputs differ from ONNX Runtime's by "
+            f"{result.max_relative_difference:.2g} of the largest output, {result.tolerance:.2g} "
+            f"is allowed; the first value that differs is '{result.first_divergent_value}'. Please "
+            "report it with the model: figures taken from this network would not be the model's",
             first_divergent_value=result.first_divergent_value,
         )
 

@@ -147,13 +147,13 @@ class Binder:
     ) -> tuple[Step | None, list[Value]]:
         inputs = [values[name] if name else None for name in proto.input]
         outputs = [name if name in self._read else "" for name in proto.output]
-        node = Node(proto, self._opset, inputs, outputs, self._floating)
+        node = Node(proto, self._opset, inputs, len(outputs), self._floating)
         function = _bind_function(node)
         arguments = node.arguments()
         metas = self._call(proto, function, [a.meta if a else None for a in arguments])
-        names = outputs[: node.output_count]
-        if len(metas) != len(names):
-            raise Refused(f"{len(names)} outputs are asked for, {len(metas)} are covered")
+        if any(outputs[len(metas) :]):
+            raise Refused(f"only the first {len(metas)} outputs are covered")
+        names = outputs[: len(metas)]
         metas = [m.to("meta") for m in metas]
         for name, meta in zip(names, metas, strict=True):
             self._check_size(name, meta)

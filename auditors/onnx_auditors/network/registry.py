@@ -4,7 +4,7 @@ An operator is one function from its node to a torch function:
 
     @operator("LeakyRelu", since=6)
     def leaky_relu(node: Node) -> Function:
-        slope = node.float("alpha", 0.01)
+        slope = node.number("alpha", 0.01)
         return lambda x: F.leaky_relu(x, slope)
 
 It reads attributes, and those inputs that must be constant, through the node; the torch function

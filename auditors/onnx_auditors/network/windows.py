@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from onnx_auditors.network.node import Node
 
+SPATIAL_AXES = (1, 2, 3)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -18,7 +20,6 @@ class Window:
         dilations: Distance of neighbouring taps.
         begin: Padding before the first entry.
         end: Padding after the last entry.
-        extents: Distance from the first tap to one past the last.
     """
 
     kernel: list[int]
@@ -40,13 +41,15 @@ def read_window(node: Node, kernel: Sequence[int]) -> Window:
     the end (SAME_UPPER) or the beginning (SAME_LOWER).
     """
     axes = len(kernel)
+    if axes not in SPATIAL_AXES:
+        node.refuse(f"{axes} spatial axes; 1 to 3 are covered")
     sizes = node.shape(0)[2:]
-    if len(sizes) != axes or node.ints("kernel_shape", kernel) != list(kernel):
+    if len(sizes) != axes or node.integers("kernel_shape", kernel) != list(kernel):
         node.refuse(f"kernel {list(kernel)} does not fit the input {list(node.shape(0))}")
-    strides = node.ints("strides", [1] * axes)
-    dilations = node.ints("dilations", [1] * axes)
-    pads = node.ints("pads", [0] * 2 * axes)
-    auto_pad = node.string("auto_pad", "NOTSET")
+    strides = node.integers("strides", [1] * axes)
+    dilations = node.integers("dilations", [1] * axes)
+    pads = node.integers("pads", [0] * 2 * axes)
+    auto_pad = node.text("auto_pad", "NOTSET")
     if auto_pad == "VALID":
         pads = [0] * 2 * axes
     elif auto_pad in {"SAME_UPPER", "SAME_LOWER"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -48,12 +49,20 @@ def power(_: Node) -> Function:
     return lambda a, b: torch.pow(a, b).to(a.dtype)
 
 
-@operator("Sum", "Max", "Min", "Mean", since=8)
+_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Sum": torch.add,
+    "Mean": torch.add,
+    "Max": torch.maximum,
+    "Min": torch.minimum,
+}
+
+
+@operator(*_COMBINE, since=8)
 def combine(node: Node) -> Function:
     """Combines any number of tensors entry by entry, with broadcasting."""
+    step = _COMBINE[node.op_type]
     if node.op_type == "Mean":
-        return lambda *tensors: reduce(torch.add, tensors) / len(tensors)
-    step = {"Sum": torch.add, "Max": torch.maximum, "Min": torch.minimum}[node.op_type]
+        return lambda *tensors: reduce(step, tensors) / len(tensors)
     return lambda *tensors: reduce(step, tensors)
 
 
@@ -70,7 +79,7 @@ def clip(_: Node) -> Function:
 @operator("LeakyRelu", since=6)
 def leaky_relu(node: Node) -> Function:
     """Rectifies with a slope for negative entries."""
-    slope = node.float("alpha", 0.01)
+    slope = node.number("alpha", 0.01)
     return lambda x: functional.leaky_relu(x, slope)
 
 
@@ -83,43 +92,43 @@ def prelu(_: Node) -> Function:
 @operator("ThresholdedRelu", since=10)
 def thresholded_relu(node: Node) -> Function:
     """Passes what is above a threshold, else 0."""
-    threshold = node.float("alpha", 1.0)
+    threshold = node.number("alpha", 1.0)
     return lambda x: torch.where(x > threshold, x, torch.zeros_like(x))
 
 
 @operator("Elu", since=6)
 def elu(node: Node) -> Function:
     """Exponential linear unit."""
-    alpha = node.float("alpha", 1.0)
+    alpha = node.number("alpha", 1.0)
     return lambda x: functional.elu(x, alpha)
 
 
 @operator("Celu", since=12)
 def celu(node: Node) -> Function:
     """Continuously differentiable exponential linear unit."""
-    alpha = node.float("alpha", 1.0)
+    alpha = node.number("alpha", 1.0)
     return lambda x: functional.celu(x, alpha)
 
 
 @operator("Selu", since=6)
 def selu(node: Node) -> Function:
     """Scaled exponential linear unit."""
-    alpha = node.float("alpha", 1.67326319217681884765625)
-    gamma = node.float("gamma", 1.05070102214813232421875)
+    alpha = node.number("alpha", 1.67326319217681884765625)
+    gamma = node.number("gamma", 1.05070102214813232421875)
     return lambda x: gamma * functional.elu(x, alpha)
 
 
 @operator("Gelu", since=20)
 def gelu(node: Node) -> Function:
     """Gaussian error linear unit, exact or by tanh."""
-    approximate = node.string("approximate", "none")
+    approximate = node.text("approximate", "none")
     return lambda x: functional.gelu(x, approximate=approximate)
 
 
 @operator("HardSigmoid", since=6)
 def hard_sigmoid(node: Node) -> Function:
     """Piecewise linear sigmoid."""
-    alpha, beta = node.float("alpha", 0.2), node.float("beta", 0.5)
+    alpha, beta = node.number("alpha", 0.2), node.number("beta", 0.5)
     return lambda x: torch.clamp(alpha * x + beta, 0, 1)
 
 
@@ -132,7 +141,7 @@ def softplus(_: Node) -> Function:
 @operator("Softmax", "LogSoftmax", since=13)
 def softmax(node: Node) -> Function:
     """Softmax along one axis."""
-    axis = node.int("axis", -1)
+    axis = node.integer("axis", -1)
     function = torch.softmax if node.op_type == "Softmax" else torch.log_softmax
     return lambda x: function(x, axis)
 
@@ -141,7 +150,7 @@ def softmax(node: Node) -> Function:
 def cast(node: Node) -> Function:
     """Changes the element type; half precision is computed in the network's floating type."""
     node.ignore("saturate", "round_mode")  # for 8-bit floats alone
-    dtype = node.dtype(node.int("to"))
+    dtype = node.dtype(node.integer("to"))
     return lambda x: x.to(dtype)
 
 
@@ -162,8 +171,6 @@ def identity(_: Node) -> Function:
 def dropout(node: Node) -> Function:
     """Passes its input on, as dropout does outside training."""
     node.ignore("seed")
-    if node.wants(1):
-        node.refuse("the mask output is not covered")
     if node.present(2) and bool(node.constant(2)):
         node.refuse("training_mode is on; export the model for inference")
     if node.present(1):

@@ -15,9 +15,9 @@ plain({"MatMul": torch.matmul})
 
 @operator("Gemm", since=11)
 def gemm(node: Node) -> Function:
-    """Alpha A B + beta C with either matrix transposed."""
-    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
-    left, right = node.int("transA", 0), node.int("transB", 0)
+    """Computes alpha A B + beta C with either matrix transposed."""
+    alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
+    left, right = node.integer("transA", 0), node.integer("transB", 0)
     vector = not node.present(2) or (len(node.shape(2)) == 1 and node.shape(2)[0] > 1)
     if alpha == 1 and beta == 1 and not left and right and vector:
         return functional.linear
@@ -35,9 +35,7 @@ def conv(node: Node) -> Function:
     weight = node.shape(1)
     window = read_window(node, kernel=weight[2:])
     axes = len(window.kernel)
-    if not 1 <= axes <= 3:
-        node.refuse(f"{axes} spatial axes; 1 to 3 are covered")
-    groups = node.int("group", 1)
+    groups = node.integer("group", 1)
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
     symmetric = window.begin == window.end
     padding = window.begin if symmetric else [0] * axes

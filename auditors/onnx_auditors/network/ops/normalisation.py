@@ -16,11 +16,9 @@ from onnx_auditors.network.registry import Function, operator
 def batch_normalization(node: Node) -> Function:
     """Normalises each channel with stored statistics."""
     node.ignore("momentum")  # for training alone
-    if node.int("training_mode", 0):
+    if node.integer("training_mode", 0):
         node.refuse("training_mode is on; export the model for inference")
-    if node.output_count > 1:
-        node.refuse("outputs beyond the first belong to training")
-    epsilon = node.float("epsilon", 1e-5)
+    epsilon = node.number("epsilon", 1e-5)
     shape = [1, -1] + [1] * (len(node.shape()) - 2)
 
     def function(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ def batch_normalization(node: Node) -> Function:
 @operator("InstanceNormalization", since=6)
 def instance_normalization(node: Node) -> Function:
     """Normalises each channel of each sample with its own statistics."""
-    epsilon = node.float("epsilon", 1e-5)
+    epsilon = node.number("epsilon", 1e-5)
     axes = list(range(2, len(node.shape())))
     shape = [1, -1] + [1] * len(axes)
 
@@ -49,11 +47,9 @@ def instance_normalization(node: Node) -> Function:
 def layer_normalization(node: Node) -> Function:
     """Normalises over the last axes."""
     node.ignore("stash_type")  # statistics are in the network's floating type in any case
-    if node.output_count > 1:
-        node.refuse("outputs beyond the first are not covered")
-    epsilon = node.float("epsilon", 1e-5)
+    epsilon = node.number("epsilon", 1e-5)
     rank = len(node.shape())
-    axes = list(range(node.int("axis", -1) % rank, rank))
+    axes = list(range(node.integer("axis", -1) % rank, rank))
 
     def function(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
         centred = x - x.mean(axes, keepdim=True)
@@ -67,9 +63,9 @@ def layer_normalization(node: Node) -> Function:
 @operator("LRN")
 def local_response_normalization(node: Node) -> Function:
     """Divides by a power of the energy in neighbouring channels; ONNX's window, not torch's."""
-    size = node.int("size")
-    alpha, beta = node.float("alpha", 1e-4), node.float("beta", 0.75)
-    bias = node.float("bias", 1.0)
+    size = node.integer("size")
+    alpha, beta = node.number("alpha", 1e-4), node.number("beta", 0.75)
+    bias = node.number("bias", 1.0)
     before, after = (size - 1) // 2, math.ceil((size - 1) / 2)
 
     def function(x: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ from onnx_auditors.network.windows import Window, pad_amounts, read_window
 @operator("MaxPool", since=8)
 def max_pool(node: Node) -> Function:
     """Largest entry of each window; padding never wins."""
-    if node.wants(1):
-        node.refuse("the Indices output is not covered")
     node.ignore("storage_order")  # orders the Indices alone
     window, axes = _pool_window(node)
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
@@ -38,7 +36,7 @@ def max_pool(node: Node) -> Function:
 @operator("AveragePool", since=7)
 def average_pool(node: Node) -> Function:
     """Mean of each window, over its entries inside the map or, if asked, inside the padding too."""
-    include = bool(node.int("count_include_pad", 0))
+    include = bool(node.integer("count_include_pad", 0))
     declared, _ = _declared_window(node)
     window, axes = _pool_window(node)
     if any(d != 1 for d in window.dilations):
@@ -80,9 +78,7 @@ def global_max_pool(node: Node) -> Function:
 
 
 def _declared_window(node: Node) -> tuple[Window, int]:
-    kernel = node.ints("kernel_shape")
-    if not 1 <= len(kernel) <= 3:
-        node.refuse(f"{len(kernel)} spatial axes; 1 to 3 are covered")
+    kernel = node.integers("kernel_shape")
     return read_window(node, kernel), len(kernel)
 
 
@@ -93,7 +89,7 @@ def _pool_window(node: Node) -> tuple[Window, int]:
     left out, as ONNX Runtime and torch do.
     """
     window, axes = _declared_window(node)
-    ceil_mode = node.int("ceil_mode", 0)
+    ceil_mode = node.integer("ceil_mode", 0)
     sizes = node.shape()[2:]
     if any(max(p) >= e for *p, e in zip(window.begin, window.end, window.extents, strict=True)):
         node.refuse("padding as large as the window is not covered")

@@ -36,9 +36,9 @@ _REDUCTIONS: dict[str, _Reduce] = {
 @operator(*_REDUCTIONS)
 def reduction(node: Node) -> Function:
     """Reduces over axes given as attribute or input; none means all."""
-    keep = bool(node.int("keepdims", 1))
-    empty_means_none = bool(node.int("noop_with_empty_axes", 0))
-    axes = node.constant_ints(1) if node.present(1) else node.ints("axes", [])
+    keep = bool(node.integer("keepdims", 1))
+    empty_means_none = bool(node.integer("noop_with_empty_axes", 0))
+    axes = node.constant_ints(1) if node.present(1) else node.integers("axes", [])
     rank = len(node.shape())
     if not axes and empty_means_none:
         if node.op_type in {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"}:
@@ -52,8 +52,8 @@ def reduction(node: Node) -> Function:
 @operator("ArgMax", "ArgMin", since=11)
 def arg(node: Node) -> Function:
     """Position of the first largest or smallest entry along an axis."""
-    if node.int("select_last_index", 0):
+    if node.integer("select_last_index", 0):
         node.refuse("select_last_index is not covered")
-    axis, keep = node.int("axis", 0), bool(node.int("keepdims", 1))
+    axis, keep = node.integer("axis", 0), bool(node.integer("keepdims", 1))
     function = torch.argmax if node.op_type == "ArgMax" else torch.argmin
     return lambda x: function(x, axis, keepdim=keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,10 +41,10 @@ def constant_of_shape(node: Node) -> Function:
 @operator("Shape")
 def shape_of(node: Node) -> Function:
     """Sizes of the axes, or of a range of them."""
-    sizes = node.shape()[node.int("start", 0) :]
+    sizes = node.shape()[node.integer("start", 0) :]
     if node.has("end"):
         rank = len(node.shape())
-        start, end = _clamp(node.int("start", 0), rank), _clamp(node.int("end"), rank)
+        start, end = _clamp(node.integer("start", 0), rank), _clamp(node.integer("end"), rank)
         sizes = node.shape()[start:end]
     return lambda _: torch.tensor(sizes, dtype=torch.int64)
 
@@ -63,7 +64,7 @@ def size(node: Node) -> Function:
 def reshape(node: Node) -> Function:
     """Gives another shape; 0 copies an axis unless allowzero is set, -1 takes the rest."""
     sizes, old = node.constant_ints(1), node.shape()
-    if not node.int("allowzero", 0):
+    if not node.integer("allowzero", 0):
         if any(size == 0 and axis >= len(old) for axis, size in enumerate(sizes)):
             node.refuse(f"shape {sizes} copies an axis that the input {list(old)} lacks")
         sizes = [old[axis] if size == 0 else size for axis, size in enumerate(sizes)]
@@ -74,7 +75,7 @@ def reshape(node: Node) -> Function:
 def flatten(node: Node) -> Function:
     """Makes a matrix of the axes before and from `axis` on."""
     old = node.shape()
-    axis = node.int("axis", 1)
+    axis = node.integer("axis", 1)
     axis = axis + len(old) if axis < 0 else axis
     sizes = (math.prod(old[:axis]), math.prod(old[axis:]))
     return lambda x: x.reshape(sizes)
@@ -83,7 +84,7 @@ def flatten(node: Node) -> Function:
 @operator("Transpose")
 def transpose(node: Node) -> Function:
     """Permutes the axes; reverses them by default."""
-    order = node.ints("perm", list(reversed(range(len(node.shape())))))
+    order = node.integers("perm", list(reversed(range(len(node.shape())))))
     return lambda x: x.permute(order)
 
 
@@ -111,32 +112,32 @@ def unsqueeze(node: Node) -> Function:
 
 
 def _axes(node: Node) -> list[int]:
-    return node.constant_ints(1) if node.present(1) else node.ints("axes", [])
+    return node.constant_ints(1) if node.present(1) else node.integers("axes", [])
 
 
 @operator("Concat", since=4)
 def concat(node: Node) -> Function:
     """Joins tensors along an axis."""
-    axis = node.int("axis")
+    axis = node.integer("axis")
     return lambda *tensors: torch.cat(tensors, axis)
 
 
 @operator("Split", since=2)
 def split(node: Node) -> Function:
     """Cuts a tensor along an axis; the last part may be smaller when only a number is given."""
-    axis = node.int("axis", 0)
+    axis = node.integer("axis", 0)
     size = node.shape()[axis]
-    parts = node.int("num_outputs", node.output_count)
+    parts = node.integer("num_outputs", node.output_count)
     chunk = -(-size // parts)
     even = [min(chunk, size - i * chunk) for i in range(parts)]
-    sizes = node.constant_ints(1) if node.present(1) else node.ints("split", even)
+    sizes = node.constant_ints(1) if node.present(1) else node.integers("split", even)
     return lambda x: tuple(torch.split(x, sizes, axis))
 
 
 @operator("Expand", since=8)
 def expand(node: Node) -> Function:
     """Broadcasts to a shape, which itself may have axes of size 1."""
-    shape = torch.broadcast_shapes(tuple(node.constant_ints(1)), node.shape())
+    shape = np.broadcast_shapes(tuple(node.constant_ints(1)), node.shape())
     return lambda x: x.expand(shape)
 
 
@@ -150,9 +151,9 @@ def tile(node: Node) -> Function:
 @operator("DepthToSpace")
 def depth_to_space(node: Node) -> Function:
     """Moves channels into blocks of pixels."""
-    block = node.int("blocksize")
+    block = node.integer("blocksize")
     n, c, h, w = node.shape()
-    mode = node.string("mode", "DCR")
+    mode = node.text("mode", "DCR")
     if mode == "DCR":
         split_shape, order = (n, block, block, c // block**2, h, w), (0, 3, 4, 1, 5, 2)
     elif mode == "CRD":
@@ -163,27 +164,34 @@ def depth_to_space(node: Node) -> Function:
     return lambda x: x.reshape(split_shape).permute(order).reshape(result)
 
 
+_PAD_MODES: dict[str, Literal["reflect", "edge", "wrap"]] = {
+    "reflect": "reflect",
+    "edge": "edge",
+    "wrap": "wrap",
+}
+
+
 @operator("Pad", since=2)
 def pad(node: Node) -> Function:
     """Pads, or with negative amounts crops, with a constant or with what is at the edge."""
-    mode = node.string("mode", "constant")
+    mode = node.text("mode", "constant")
     old = node.shape()
-    pads = node.constant_ints(1) if node.present(1) else node.ints("pads")
+    pads = node.constant_ints(1) if node.present(1) else node.integers("pads")
     axes = node.constant_ints(3) if node.present(3) else list(range(len(old)))
     begin, end = [0] * len(old), [0] * len(old)
     for position, axis in enumerate(axes):
         begin[axis], end[axis] = pads[position], pads[position + len(axes)]
     if mode == "constant":
-        value = node.constant(2).item() if node.present(2) else node.float("value", 0.0)
+        value = node.constant(2).item() if node.present(2) else node.number("value", 0.0)
         amounts = [a for pair in reversed(list(zip(begin, end, strict=True))) for a in pair]
         return lambda x: functional.pad(x, amounts, value=value)
-    modes = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-    if mode not in modes or min(begin + end) < 0:
+    numpy_mode = _PAD_MODES.get(mode)
+    if numpy_mode is None or min(begin + end) < 0:
         node.refuse(f"mode {mode} with pads {pads} is not covered")
     if node.present(2):
         node.constant(2)
     indices = [
-        torch.from_numpy(np.pad(np.arange(size), (begin[axis], end[axis]), mode=modes[mode]))
+        torch.from_numpy(np.pad(np.arange(size), (begin[axis], end[axis]), mode=numpy_mode))
         for axis, size in enumerate(old)
     ]
 
