@@ -18,6 +18,7 @@ from onnx_audit.errors import OnnxAuditError
 # Libraries of the server extra by import name; the server's own code comes with every install.
 _REQUIRED: Final = ("torch", "onnx", "onnxruntime", "dbos", "sqlalchemy", "obstore")
 _START_SECONDS: Final = 180.0
+_DRAIN_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.05
 _LOG_LINES: Final = 20
@@ -101,6 +102,8 @@ class EmbeddedService:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None
 
     def _start(self) -> None:
@@ -110,12 +113,14 @@ class EmbeddedService:
                 *(sys.executable, "-m", "onnx_audit_server", "serve"),
                 *("--data", str(self._data), "--listen", "127.0.0.1:0", "--http", "none"),
                 *("--ready-file", str(ready), "--log-level", "warning"),
+                # The pipe closes when this process ends, however it ends.
+                *("--stop-on-eof", "--drain-timeout", str(_DRAIN_SECONDS)),
             ]
             with self._log.open("ab") as log:
                 self._log_start = log.tell()
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     # Ctrl-C is for the client, which cancels the audit before it stops the service.

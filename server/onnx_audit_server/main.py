@@ -15,6 +15,10 @@ from onnx_audit_server.settings import Settings, default_data_dir
 
 USAGE_ERROR = 2
 SERVICE_ERROR = 3
+ENVIRONMENT = (
+    "Every option can be set in the environment too: --data is ONNX_AUDIT_DATA, --listen is "
+    "ONNX_AUDIT_LISTEN, and so on."
+)
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,43 +61,48 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Path(dir_okay=False, path_type=Path),
             help="Written, as JSON with the addresses, once the process serves.",
         ),
+        click.option(
+            "--stop-on-eof",
+            is_flag=True,
+            help="Stop when standard input closes, as after SIGTERM: for whoever starts the "
+            "process as a part of its own.",
+        ),
     ]
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 @click.command(
-    epilog="Every option can be set in the environment too: ONNX_AUDIT_LISTEN, ONNX_AUDIT_DATA..."
+    epilog="\b\n"
+    "Examples:\n"
+    "  onnx-audit serve\n"
+    "  onnx-audit serve --listen 0.0.0.0:50051 --data /var/lib/onnx-audit\n"
+    "  onnx-audit serve --no-worker --database-url postgresql+psycopg://audit@db/audit\n"
+    "\n" + ENVIRONMENT
 )
 @common_options
 @click.option("--listen", help="Address of the gRPC server.  [default: 127.0.0.1:50051]")
 @click.option("--no-worker", is_flag=True, help="Serve the API alone; run `worker` elsewhere.")
 @click.option("--no-reflection", is_flag=True, help="Do not describe the API to tools.")
 def serve(no_worker: bool, no_reflection: bool, **options: Any) -> None:  # noqa: ANN401 - as click gives them
-    r"""Run the service: gRPC API, metrics, and a worker.
+    """Run the service: gRPC API, metrics, and a worker.
 
     Without further options everything lives in one folder, and audits that were under way when the
     process ended go on when it starts again.
-
-    \b
-    Examples:
-      onnx-audit serve
-      onnx-audit serve --listen 0.0.0.0:50051 --data /var/lib/onnx-audit
-      onnx-audit serve --no-worker --database-url postgresql+psycopg://audit@db/audit
     """
     if no_reflection:
         options["reflection"] = False
     _run(options, api=True, worker=not no_worker)
 
 
-@click.command(epilog="Every option can be set in the environment too: ONNX_AUDIT_DATA...")
+@click.command(
+    epilog="\b\n"
+    "Example:\n"
+    "  onnx-audit worker --worker-name gpu-0 --device cuda --database-url ... --blob-url ...\n"
+    "\n" + ENVIRONMENT
+)
 @common_options
 def worker(**options: Any) -> None:  # noqa: ANN401 - as click gives them
-    r"""Run a worker alone; it takes work from the database that servers share with it.
-
-    \b
-    Example:
-      onnx-audit worker --worker-name gpu-0 --device cuda --database-url ... --blob-url ...
-    """
+    """Run a worker alone; it takes work from the database that servers share with it."""
     _run(options, api=False, worker=True)
 
 
@@ -102,6 +111,7 @@ def _run(options: dict[str, Any], *, api: bool, worker: bool) -> None:
     from onnx_audit_server import service  # noqa: PLC0415
 
     ready_file = options.pop("ready_file")
+    stop_on_eof = options.pop("stop_on_eof")
     given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = Settings(**given)
@@ -111,7 +121,9 @@ def _run(options: dict[str, Any], *, api: bool, worker: bool) -> None:
             click.echo(f"Error: setting {name}: {problem['msg']}", err=True)
         sys.exit(USAGE_ERROR)
     try:
-        service.run(settings, api=api, worker=worker, ready_file=ready_file)
+        service.run(
+            settings, api=api, worker=worker, ready_file=ready_file, stop_on_eof=stop_on_eof
+        )
     except (service.FolderInUseError, OSError, RuntimeError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(SERVICE_ERROR)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,11 +97,14 @@ class Service:
         self._server = self._make_server() if api else None
         self._http = HttpServer(settings.http, self._records) if settings.http != "none" else None
 
-    async def run(self, ready: Callable[[dict[str, str | None]], None]) -> None:
+    async def run(
+        self, ready: Callable[[dict[str, str | None]], None], *, stop_on_eof: bool
+    ) -> None:
         """Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 
         Args:
             ready: Called with the addresses once everything answers.
+            stop_on_eof: Whether the end of standard input counts as SIGTERM.
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -114,11 +118,15 @@ class Service:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        if stop_on_eof:
+            call_on_eof(lambda: loop.call_soon_threadsafe(stop.set))
         if self._worker is not None:
             await asyncio.to_thread(self._worker.start)
         addresses = {"grpc": await self._start_server(), "http": None}
         if self._http is not None:
             addresses["http"] = await self._http.start()
+        if self._lock is not None:
+            note_holder(self._lock, addresses["grpc"])
         log.info("serving", **addresses)
         ready(addresses)
         await stop.wait()
@@ -214,12 +222,17 @@ def lock_folder(settings: Settings) -> IO[str]:
         raise FolderInUseError(
             f"a worker named {settings.worker_name!r} already runs on {settings.data}"
             + (f" ({holder})" if holder else "")
-            + "; use that one (--server), another folder (--data) or another name"
+            + "; use that one (--server), or another folder (--data)"
         ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}, gRPC on {settings.listen}")
-    file.flush()
+    note_holder(file, None)
     return file
+
+
+def note_holder(file: IO[str], address: str | None) -> None:
+    """Writes into the lock file what to tell those who find it locked."""
+    file.truncate(0)
+    file.write(f"process {os.getpid()}" + (f", gRPC on {address}" if address else ""))
+    file.flush()
 
 
 def write_ready_file(path: Path, addresses: dict[str, str | None]) -> None:
@@ -229,7 +242,20 @@ def write_ready_file(path: Path, addresses: dict[str, str | None]) -> None:
     partial.replace(path)
 
 
-def run(settings: Settings, *, api: bool, worker: bool, ready_file: Path | None) -> None:
+def call_on_eof(function: Callable[[], object]) -> None:
+    """Calls a function, from another thread, when standard input ends."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        function()
+
+    threading.Thread(target=wait, name="standard input", daemon=True).start()
+
+
+def run(
+    settings: Settings, *, api: bool, worker: bool, ready_file: Path | None, stop_on_eof: bool
+) -> None:
     """Runs a process of the service until it is told to stop; does not return.
 
     Raises:
@@ -245,7 +271,7 @@ def run(settings: Settings, *, api: bool, worker: bool, ready_file: Path | None)
 
     async def main() -> None:
         # gRPC's objects belong to the running loop.
-        await Service(settings, api=api, worker=worker).run(ready)
+        await Service(settings, api=api, worker=worker).run(ready, stop_on_eof=stop_on_eof)
 
     asyncio.run(main())
     with contextlib.suppress(OSError):

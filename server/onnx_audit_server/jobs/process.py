@@ -178,6 +178,8 @@ def _environment(settings: Settings, scratch: Path) -> dict[str, str]:
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # Waiting threads that spin cost a busy machine several times the work itself.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "ONNX_AUDIT_RUNNER_MEMORY": str(settings.runner_memory_bytes),
         # Before the import of ONNX Runtime, which would send otherwise.
         "ORT_DISABLE_TELEMETRY": "1",
