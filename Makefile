@@ -19,7 +19,7 @@ lint: .venv/installed  ## Style, types, layers, schema
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python proto/check.py
 

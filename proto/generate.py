@@ -70,17 +70,13 @@ def run_protoc(*arguments: str) -> None:
 
 def exported_names(image: Path) -> dict[str, str]:
     """Top-level messages and enums of the package, each with its module."""
-    files = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes()).file
-    return {
-        item.name: f"{Path(file.name).stem}_pb2"
-        for file in files
-        for item in (*file.message_type, *file.enum_type)
-    } | {
-        value.name: f"{Path(file.name).stem}_pb2"
-        for file in files
-        for enum in file.enum_type
-        for value in enum.value
-    }
+    names: dict[str, str] = {}
+    for file in descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes()).file:
+        module = f"{Path(file.name).stem}_pb2"
+        names |= {message.name: module for message in file.message_type}
+        for enum in file.enum_type:
+            names |= {enum.name: module} | {value.name: module for value in enum.value}
+    return names
 
 
 def generate(output: Path) -> None:
