@@ -11,6 +11,7 @@ noise around the best point found. A bisection towards the probe ends on the bou
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,10 +33,13 @@ BEAM = ((9, 3), (3, 8), (1, 25))
 RESTART_RIVALS = 4
 RESTART_STEPS = 25
 BISECTIONS = 16
-RESTART_NOISE = (0.3, 1.0, 0.1)
+RESTARTS = ((0.1, True), (0.05, False), (0.3, True), (0.02, False))
+"""Noise of the restarts in turn: a share of the best distance around the best point (True), or a
+standard deviation around the probe (False)."""
 STEP = 0.5
 TRUST = 0.05
 RESCUE_DRAWS = 4
+RESCUE_COST = (4 + RESCUE_DRAWS + 1 + 2 * BISECTIONS) / 2
 TINY = 1e-12
 _BLOCK_ROWS = 1024
 
@@ -179,7 +183,7 @@ def minimal(
     if len(rows):
         rivals = _beam(search, rows, clean, budget)
         lost = search.distance[rows].isinf()
-        if bool(lost.any()):
+        if bool(lost.any()) and budget - float(search.spent.max()) >= RESCUE_COST:
             rivals[lost] = _rescue(search, rows[lost], rivals[lost])
         _restarts(search, rows, rivals, budget)
         _bisect(search, rows)
@@ -240,9 +244,10 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
         normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
         overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
         passed = (normal * (pairs.x - origin)).sum(1)
-        missing = (margin / length).clamp_max(trust) + overshoot
+        away = margin / length
+        missing = away.clamp_max(trust) + overshoot
         change = nearest_l2(normal, missing - passed, lower, upper)
-        pairs.estimate = change.norm(dim=1)
+        pairs.estimate = change.norm(dim=1) + (away - trust).clamp_min(0)
         pairs.x = pairs.x + STEP * (origin + change - pairs.x)
         pairs.steps += 1
 
@@ -299,32 +304,24 @@ def _ranking(search: _Search, rows: Tensor, clean: Tensor) -> Tensor:
 
 
 def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None:
-    """Spends what is left on restarts from noise around the best point."""
-    width = min(RESTART_RIVALS, order.shape[1])
-    dimension = search.origin.shape[1]
-    round_ = 0
-    while True:
+    """Spends what is left on restarts from noise, around the best point and around the probe.
+
+    Around the best point noise finds the neighbouring pieces of the boundary; little noise around
+    the probe finds a way where the larger noise of the beam has led into flat regions.
+    """
+    for scale, around_best in itertools.cycle(RESTARTS):
         left = budget - float(search.spent[rows].max()) - BISECTIONS / 2
-        width = min(width, int(left // RESTART_STEPS))
+        width = min(RESTART_RIVALS, order.shape[1], int(left // RESTART_STEPS))
         if width < 1:
             return
         flat = rows.repeat_interleave(width)
-        rival = order[:, :width].reshape(-1)
-        distance = search.distance[flat].float()
-        size = torch.where(
-            distance.isfinite(),
-            RESTART_NOISE[round_ % len(RESTART_NOISE)] * distance,
-            NOISE * math.sqrt(dimension),
-        )
-        noise = (
-            torch.cat([search.noise(rows) for _ in range(width)])
-            .reshape(width, len(rows), -1)
-            .transpose(0, 1)
-            .reshape(len(flat), -1)
-        )
-        start = search.best[flat] + size[:, None] / math.sqrt(dimension) * noise
-        _descend(search, _start(search, flat, rival, start), RESTART_STEPS)
-        round_ += 1
+        noise = torch.stack([search.noise(rows) for _ in range(width)], 1).flatten(0, 1)
+        if around_best:
+            size = scale * search.distance[flat].nan_to_num(posinf=0.0).to(noise)
+            start = search.best[flat] + size[:, None] / math.sqrt(noise.shape[1]) * noise
+        else:
+            start = search.origin[flat] + scale * noise
+        _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)
 
 
 def _bisect(search: _Search, rows: Tensor) -> None:

@@ -181,7 +181,7 @@ def test_proved_radii_are_never_contradicted(name: str) -> None:
     x = torch.from_numpy(facts["images"][rows].astype(np.float32) / 255)
     labels = torch.from_numpy(facts["labels"][rows])
     shape = tuple(network.input.shape[1:])
-    mean, std = (0.0, 1.0)
+    mean, std = torch.zeros(1), 1.0
     if name.startswith("cifar"):
         x = x.permute(0, 3, 1, 2)
         mean, std = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), 0.225
