@@ -118,6 +118,10 @@ class _Search:
             0, rows, torch.full(rows.shape, cost, dtype=torch.float64, device=rows.device)
         )
 
+    def left(self, rows: Tensor, budget: int) -> float:
+        """Returns how many evaluations every row can still afford."""
+        return budget - float(self.spent[rows].max())
+
     def noise(self, rows: Tensor) -> Tensor:
         """Returns standard Gaussian noise; each probe's own, whatever else is in the batch."""
         width = self.origin.shape[1]
@@ -183,10 +187,10 @@ def minimal(
     if len(rows):
         rivals = _beam(search, rows, clean, budget)
         lost = search.distance[rows].isinf()
-        if bool(lost.any()) and budget - float(search.spent.max()) >= RESCUE_COST:
+        if bool(lost.any()) and search.left(rows, budget) >= RESCUE_COST:
             rivals[lost] = _rescue(search, rows[lost], rivals[lost])
         _restarts(search, rows, rivals, budget)
-        _bisect(search, rows)
+        _bisect(search, rows, min(BISECTIONS, int(2 * search.left(rows, budget))))
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )
@@ -255,9 +259,9 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
 def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
     """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
     rivals = _ranking(search, rows, clean)
-    reserve = 0.5 + BISECTIONS / 2
-    share = min(1.0, (budget - reserve) / sum(k * steps for k, steps in BEAM))
-    count = min(BEAM[0][0], rivals.shape[1])
+    available = max(1.0, search.left(rows, budget) - BISECTIONS / 2)
+    share = min(1.0, available / sum(k * steps for k, steps in BEAM))
+    count = min(BEAM[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
     start = search.origin[flat] + NOISE * search.noise(rows).repeat_interleave(count, 0)
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
@@ -272,7 +276,8 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
             offsets = torch.arange(len(rows), device=best.device)[:, None] * count
             pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
             count = width
-        _descend(search, pairs, max(1, int(steps * share)))
+        affordable = int(search.left(rows, budget) // width)
+        _descend(search, pairs, min(max(1, int(steps * share)), affordable))
     return order
 
 
@@ -290,7 +295,7 @@ def _rescue(search: _Search, rows: Tensor, order: Tensor) -> Tensor:
     for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
         answers = search.scores(start, rows).argmax(1)
         search.offer(start, rows, answers != search.labels[rows])
-    _bisect(search, rows)
+    _bisect(search, rows, BISECTIONS)
     found = search.scores(search.best[rows], rows).argmax(1)
     moved = torch.where(order == found[:, None], order[:, :1], order)
     moved[:, 0] = torch.where(found == search.labels[rows], order[:, 0], found)
@@ -310,7 +315,7 @@ def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None
     the probe finds a way where the larger noise of the beam has led into flat regions.
     """
     for scale, around_best in itertools.cycle(RESTARTS):
-        left = budget - float(search.spent[rows].max()) - BISECTIONS / 2
+        left = search.left(rows, budget) - BISECTIONS / 2
         width = min(RESTART_RIVALS, order.shape[1], int(left // RESTART_STEPS))
         if width < 1:
             return
@@ -324,14 +329,14 @@ def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None
         _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)
 
 
-def _bisect(search: _Search, rows: Tensor) -> None:
+def _bisect(search: _Search, rows: Tensor, steps: int) -> None:
     """Moves the best points along the line to the probe until they lie on the boundary."""
     rows = rows[search.distance[rows].isfinite()]
     if not len(rows):
         return
     origin, best = search.origin[rows], search.best[rows]
     low, high = torch.zeros(len(rows), 1).to(origin), torch.ones(len(rows), 1).to(origin)
-    for _ in range(BISECTIONS):
+    for _ in range(steps):
         middle = (low + high) / 2
         x = torch.clamp(origin + middle * (best - origin), search.lower[rows], search.upper[rows])
         fooled = search.scores(x, rows).argmax(1) != search.labels[rows]
