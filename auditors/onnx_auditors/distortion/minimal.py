@@ -25,9 +25,13 @@ from onnx_auditors.distortion.projection import nearest_l2
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
+# Lengths are shares of the box's mean width.
 LARGEST_AVERAGE = 0.8
+"""Largest weight of the past in the average of normals; it grows as k / (k + 3)."""
 OVERSHOOT = (1e-2, 1e-4)
+"""How far past the linear boundary the first and the last step aim."""
 NOISE = 0.2
+"""Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 8), (1, 25))
 """Stages of the beam: rivals per probe, steps for each."""
 RESTART_RIVALS = 4
@@ -37,7 +41,11 @@ RESTARTS = ((0.1, True), (0.05, False), (0.3, True), (0.02, False))
 """Noise of the restarts in turn: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
 STEP = 0.5
+"""Share of the way to the nearest point of the linear form that a step goes."""
 TRUST = 0.05
+"""Farthest that a linear form is believed, times the square root of the dimension."""
+LEAST_SLOPE = 0.5
+"""Least slope along the averaged normal, as a share of the gradient's length."""
 RESCUE_DRAWS = 4
 RESCUE_COST = (4 + RESCUE_DRAWS + 1 + 2 * BISECTIONS) / 2
 TINY = 1e-12
@@ -79,6 +87,7 @@ class _Search:
         self.labels = labels
         self.lower = (box[0].expand_as(inputs)).flatten(1)
         self.upper = (box[1].expand_as(inputs)).flatten(1)
+        self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = torch.full(
             (len(inputs),), math.inf, dtype=torch.float64, device=inputs.device
@@ -238,7 +247,7 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
     rows = pairs.rows
     origin = search.origin[rows]
     lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
-    trust = TRUST * math.sqrt(origin.shape[1])
+    trust = TRUST * search.width * math.sqrt(origin.shape[1])
     for step in range(steps):
         margin, gradient, nearest = search.margin(pairs.x, rows, pairs.rival)
         search.offer(pairs.x, rows, nearest < 0)
@@ -248,8 +257,9 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
         normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
         overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
         passed = (normal * (pairs.x - origin)).sum(1)
-        away = margin / length
-        missing = away.clamp_max(trust) + overshoot
+        slope = (gradient * normal).sum(1)
+        away = margin / torch.maximum(slope, LEAST_SLOPE * length)
+        missing = away.clamp_max(trust) + overshoot * search.width
         change = nearest_l2(normal, missing - passed, lower, upper)
         pairs.estimate = change.norm(dim=1) + (away - trust).clamp_min(0)
         pairs.x = pairs.x + STEP * (origin + change - pairs.x)
@@ -263,7 +273,9 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
     share = min(1.0, available / sum(k * steps for k, steps in BEAM))
     count = min(BEAM[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
-    start = search.origin[flat] + NOISE * search.noise(rows).repeat_interleave(count, 0)
+    start = search.origin[flat] + NOISE * search.width * search.noise(rows).repeat_interleave(
+        count, 0
+    )
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
     order = rivals
     for stage, steps in BEAM:
@@ -325,7 +337,7 @@ def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None
             size = scale * search.distance[flat].nan_to_num(posinf=0.0).to(noise)
             start = search.best[flat] + size[:, None] / math.sqrt(noise.shape[1]) * noise
         else:
-            start = search.origin[flat] + scale * noise
+            start = search.origin[flat] + scale * search.width * noise
         _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)
 
 

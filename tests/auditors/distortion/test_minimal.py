@@ -147,6 +147,14 @@ def test_budget_pays() -> None:
     assert means == sorted(means, reverse=True)
 
 
+def test_scale_of_the_box() -> None:
+    """In a box that is 256 times as wide, distances are 256 times as large."""
+    network, x, labels = digits(12)
+    unit = minimal(network, x, labels, budget=60)
+    bytes_ = minimal(lambda x: network(x / 256), 256 * x, labels, budget=60, box=(0.0, 256.0))
+    torch.testing.assert_close(bytes_.distance, 256 * unit.distance, rtol=0.05, atol=0)
+
+
 def test_same_seed_same_bytes() -> None:
     """The search is repeatable; another seed takes another way."""
     network, x, labels = digits(8)
