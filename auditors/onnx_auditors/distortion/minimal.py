@@ -11,6 +11,7 @@ noise around the best point found. A bisection towards the probe ends on the bou
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,18 +25,29 @@ from onnx_auditors.distortion.projection import nearest_l2
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
+# Lengths are shares of the box's mean width.
 LARGEST_AVERAGE = 0.8
+"""Largest weight of the past in the average of normals; it grows as k / (k + 3)."""
 OVERSHOOT = (1e-2, 1e-4)
+"""How far past the linear boundary the first and the last step aim."""
 NOISE = 0.2
+"""Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 8), (1, 25))
 """Stages of the beam: rivals per probe, steps for each."""
 RESTART_RIVALS = 4
 RESTART_STEPS = 25
 BISECTIONS = 16
-RESTART_NOISE = (0.3, 1.0, 0.1)
+RESTARTS = ((0.1, True), (0.05, False), (0.3, True), (0.02, False))
+"""Noise of the restarts in turn: a share of the best distance around the best point (True), or a
+standard deviation around the probe (False)."""
 STEP = 0.5
+"""Share of the way to the nearest point of the linear form that a step goes."""
 TRUST = 0.05
+"""Farthest that a linear form is believed, times the square root of the dimension."""
+LEAST_SLOPE = 0.5
+"""Least slope along the averaged normal, as a share of the gradient's length."""
 RESCUE_DRAWS = 4
+RESCUE_COST = (4 + RESCUE_DRAWS + 1 + 2 * BISECTIONS) / 2
 TINY = 1e-12
 _BLOCK_ROWS = 1024
 
@@ -75,6 +87,7 @@ class _Search:
         self.labels = labels
         self.lower = (box[0].expand_as(inputs)).flatten(1)
         self.upper = (box[1].expand_as(inputs)).flatten(1)
+        self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = torch.full(
             (len(inputs),), math.inf, dtype=torch.float64, device=inputs.device
@@ -113,6 +126,10 @@ class _Search:
         self.spent.index_add_(
             0, rows, torch.full(rows.shape, cost, dtype=torch.float64, device=rows.device)
         )
+
+    def left(self, rows: Tensor, budget: int) -> float:
+        """Returns how many evaluations every row can still afford."""
+        return budget - float(self.spent[rows].max())
 
     def noise(self, rows: Tensor) -> Tensor:
         """Returns standard Gaussian noise; each probe's own, whatever else is in the batch."""
@@ -179,10 +196,10 @@ def minimal(
     if len(rows):
         rivals = _beam(search, rows, clean, budget)
         lost = search.distance[rows].isinf()
-        if bool(lost.any()):
+        if bool(lost.any()) and search.left(rows, budget) >= RESCUE_COST:
             rivals[lost] = _rescue(search, rows[lost], rivals[lost])
         _restarts(search, rows, rivals, budget)
-        _bisect(search, rows)
+        _bisect(search, rows, min(BISECTIONS, int(2 * search.left(rows, budget))))
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )
@@ -230,7 +247,7 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
     rows = pairs.rows
     origin = search.origin[rows]
     lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
-    trust = TRUST * math.sqrt(origin.shape[1])
+    trust = TRUST * search.width * math.sqrt(origin.shape[1])
     for step in range(steps):
         margin, gradient, nearest = search.margin(pairs.x, rows, pairs.rival)
         search.offer(pairs.x, rows, nearest < 0)
@@ -240,9 +257,11 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
         normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
         overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
         passed = (normal * (pairs.x - origin)).sum(1)
-        missing = (margin / length).clamp_max(trust) + overshoot
+        slope = (gradient * normal).sum(1)
+        away = margin / torch.maximum(slope, LEAST_SLOPE * length)
+        missing = away.clamp_max(trust) + overshoot * search.width
         change = nearest_l2(normal, missing - passed, lower, upper)
-        pairs.estimate = change.norm(dim=1)
+        pairs.estimate = change.norm(dim=1) + (away - trust).clamp_min(0)
         pairs.x = pairs.x + STEP * (origin + change - pairs.x)
         pairs.steps += 1
 
@@ -250,11 +269,13 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
 def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
     """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
     rivals = _ranking(search, rows, clean)
-    reserve = 0.5 + BISECTIONS / 2
-    share = min(1.0, (budget - reserve) / sum(k * steps for k, steps in BEAM))
-    count = min(BEAM[0][0], rivals.shape[1])
+    available = max(1.0, search.left(rows, budget) - BISECTIONS / 2)
+    share = min(1.0, available / sum(k * steps for k, steps in BEAM))
+    count = min(BEAM[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
-    start = search.origin[flat] + NOISE * search.noise(rows).repeat_interleave(count, 0)
+    start = search.origin[flat] + NOISE * search.width * search.noise(rows).repeat_interleave(
+        count, 0
+    )
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
     order = rivals
     for stage, steps in BEAM:
@@ -267,7 +288,8 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
             offsets = torch.arange(len(rows), device=best.device)[:, None] * count
             pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
             count = width
-        _descend(search, pairs, max(1, int(steps * share)))
+        affordable = int(search.left(rows, budget) // width)
+        _descend(search, pairs, min(max(1, int(steps * share)), affordable))
     return order
 
 
@@ -285,7 +307,7 @@ def _rescue(search: _Search, rows: Tensor, order: Tensor) -> Tensor:
     for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
         answers = search.scores(start, rows).argmax(1)
         search.offer(start, rows, answers != search.labels[rows])
-    _bisect(search, rows)
+    _bisect(search, rows, BISECTIONS)
     found = search.scores(search.best[rows], rows).argmax(1)
     moved = torch.where(order == found[:, None], order[:, :1], order)
     moved[:, 0] = torch.where(found == search.labels[rows], order[:, 0], found)
@@ -299,42 +321,34 @@ def _ranking(search: _Search, rows: Tensor, clean: Tensor) -> Tensor:
 
 
 def _restarts(search: _Search, rows: Tensor, order: Tensor, budget: int) -> None:
-    """Spends what is left on restarts from noise around the best point."""
-    width = min(RESTART_RIVALS, order.shape[1])
-    dimension = search.origin.shape[1]
-    round_ = 0
-    while True:
-        left = budget - float(search.spent[rows].max()) - BISECTIONS / 2
-        width = min(width, int(left // RESTART_STEPS))
+    """Spends what is left on restarts from noise, around the best point and around the probe.
+
+    Around the best point noise finds the neighbouring pieces of the boundary; little noise around
+    the probe finds a way where the larger noise of the beam has led into flat regions.
+    """
+    for scale, around_best in itertools.cycle(RESTARTS):
+        left = search.left(rows, budget) - BISECTIONS / 2
+        width = min(RESTART_RIVALS, order.shape[1], int(left // RESTART_STEPS))
         if width < 1:
             return
         flat = rows.repeat_interleave(width)
-        rival = order[:, :width].reshape(-1)
-        distance = search.distance[flat].float()
-        size = torch.where(
-            distance.isfinite(),
-            RESTART_NOISE[round_ % len(RESTART_NOISE)] * distance,
-            NOISE * math.sqrt(dimension),
-        )
-        noise = (
-            torch.cat([search.noise(rows) for _ in range(width)])
-            .reshape(width, len(rows), -1)
-            .transpose(0, 1)
-            .reshape(len(flat), -1)
-        )
-        start = search.best[flat] + size[:, None] / math.sqrt(dimension) * noise
-        _descend(search, _start(search, flat, rival, start), RESTART_STEPS)
-        round_ += 1
+        noise = torch.stack([search.noise(rows) for _ in range(width)], 1).flatten(0, 1)
+        if around_best:
+            size = scale * search.distance[flat].nan_to_num(posinf=0.0).to(noise)
+            start = search.best[flat] + size[:, None] / math.sqrt(noise.shape[1]) * noise
+        else:
+            start = search.origin[flat] + scale * search.width * noise
+        _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)
 
 
-def _bisect(search: _Search, rows: Tensor) -> None:
+def _bisect(search: _Search, rows: Tensor, steps: int) -> None:
     """Moves the best points along the line to the probe until they lie on the boundary."""
     rows = rows[search.distance[rows].isfinite()]
     if not len(rows):
         return
     origin, best = search.origin[rows], search.best[rows]
     low, high = torch.zeros(len(rows), 1).to(origin), torch.ones(len(rows), 1).to(origin)
-    for _ in range(BISECTIONS):
+    for _ in range(steps):
         middle = (low + high) / 2
         x = torch.clamp(origin + middle * (best - origin), search.lower[rows], search.upper[rows])
         fooled = search.scores(x, rows).argmax(1) != search.labels[rows]

@@ -147,6 +147,14 @@ def test_budget_pays() -> None:
     assert means == sorted(means, reverse=True)
 
 
+def test_scale_of_the_box() -> None:
+    """In a box that is 256 times as wide, distances are 256 times as large."""
+    network, x, labels = digits(12)
+    unit = minimal(network, x, labels, budget=60)
+    bytes_ = minimal(lambda x: network(x / 256), 256 * x, labels, budget=60, box=(0.0, 256.0))
+    torch.testing.assert_close(bytes_.distance, 256 * unit.distance, rtol=0.05, atol=0)
+
+
 def test_same_seed_same_bytes() -> None:
     """The search is repeatable; another seed takes another way."""
     network, x, labels = digits(8)
@@ -181,7 +189,7 @@ def test_proved_radii_are_never_contradicted(name: str) -> None:
     x = torch.from_numpy(facts["images"][rows].astype(np.float32) / 255)
     labels = torch.from_numpy(facts["labels"][rows])
     shape = tuple(network.input.shape[1:])
-    mean, std = (0.0, 1.0)
+    mean, std = torch.zeros(1), 1.0
     if name.startswith("cifar"):
         x = x.permute(0, 3, 1, 2)
         mean, std = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), 0.225
