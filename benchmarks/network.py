@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from onnx_auditors.network import load
 from torch import Tensor, nn
+
+from onnx_auditors.network import load
 
 _THREADS = 2
 _ROUNDS = 15

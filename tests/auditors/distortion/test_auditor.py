@@ -12,6 +12,10 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import helper
+from safetensors.numpy import load as from_safetensors
+from scipy import stats
+from tests.support import graph_model, save_probes
+
 from onnx_audit import v1
 from onnx_auditors import estimates
 from onnx_auditors.context import Context, open_context
@@ -19,10 +23,6 @@ from onnx_auditors.distortion import section
 from onnx_auditors.distortion.auditor import DistortionAuditor
 from onnx_auditors.errors import InvalidConfig, ProbesDoNotFit
 from onnx_auditors.provenance import provenance
-from safetensors.numpy import load as from_safetensors
-from scipy import stats
-
-from tests.support import graph_model, save_probes
 
 COUNT, WIDTH, CLASSES = 40, 8, 4
 
