@@ -83,7 +83,10 @@ def generate(output: Path) -> None:
     """Writes the generated package below `output`, a source root."""
     output.mkdir(parents=True, exist_ok=True)
     image = output / "image.binpb"
+    plugins = Path(sys.executable).parent
     run_protoc(
+        f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
         f"--python_out={output}",
         f"--grpc_python_out={output}",
         f"--mypy_out=quiet:{output}",

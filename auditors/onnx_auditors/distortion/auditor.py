@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ from onnx_auditors.estimates import quantile
 _DEFAULT_BUDGET = 500
 _SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
 _BATCH = 32
-_PROBE_SEED, _NOISE_SEED = 1, 2
+_ANCHORS = 512
+_PROBE_SEED, _NOISE_SEED, _ANCHOR_SEED = 1, 2, 3
 
 Rows = npt.NDArray[np.int64]
 
@@ -63,13 +64,24 @@ class DistortionAuditor:
         size = _shard_size(len(rows))
         begin, end = shard * size, min((shard + 1) * size, len(rows))
         norm = v1.DistortionPartial.NormPartial(norm=v1.NORM_L2)
+        anchors = _anchors(context)
+        running: v1.Estimate | None = None
         for first in range(begin, end, _BATCH):
             batch = rows[first : min(first + _BATCH, end)]
-            probes, examples = _audit(context, batch, config.budget)
+
+            def tell(
+                share: float,
+                before: int = first - begin,
+                count: int = len(batch),
+                running: v1.Estimate | None = running,
+            ) -> None:
+                progress(before + share * count, end - begin, running, "median L2")
+
+            probes, examples = _audit(context, batch, config.budget, anchors, tell)
             norm.probes.extend(probes)
             norm.examples += examples.tobytes()
-            done = first + len(batch) - begin
-            progress(done, end - begin, running_median(norm.probes), "median L2")
+            running = running_median(norm.probes)
+            progress(first + len(batch) - begin, end - begin, running, "median L2")
         return v1.DistortionPartial(
             begin=begin, end=end, norms=[norm], dimension=math.prod(context.input_map.probe_shape)
         )
@@ -134,8 +146,23 @@ def _noise_seeds(context: Context, rows: Rows) -> list[int]:
     ]
 
 
+def _anchors(context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns some probes, the same for every shard, and the network's answers to them."""
+    total = context.summary.count
+    rng = np.random.default_rng([context.seed, _ANCHOR_SEED])
+    rows = np.sort(rng.choice(total, size=min(total, _ANCHORS), replace=False))
+    points = torch.from_numpy(context.inputs(rows)).to(context.device)
+    with torch.no_grad():
+        answers = [context.logits(block).argmax(1) for block in torch.split(points, _BATCH)]
+    return points, torch.cat(answers)
+
+
 def _audit(
-    context: Context, rows: Rows, budget: int
+    context: Context,
+    rows: Rows,
+    budget: int,
+    anchors: tuple[torch.Tensor, torch.Tensor],
+    progress: Callable[[float], None],
 ) -> tuple[list[v1.ProbeDistortion], npt.NDArray[np.float32]]:
     """Returns results and examples of some probes."""
     inputs = context.inputs(rows)
@@ -153,6 +180,8 @@ def _audit(
             budget=budget,
             box=(context.input_map.lower, context.input_map.upper),
             seed=_noise_seeds(context, rows[right]),
+            anchors=anchors,
+            progress=progress,
         )
         found[right] = result.examples.cpu().numpy()
         spent[right] = result.evaluations.cpu().numpy()

@@ -5,8 +5,10 @@ its linear form, whose normal is averaged over the last steps, and x moves towar
 {linear margin <= -overshoot} inside the box that is nearest to the probe. The averaged normal keeps
 the iteration from jumping between the linear pieces of a ReLU network.
 
-All rivals compete at first; the best few go on (a beam). What is left of the budget restarts from
-noise around the best point found. A bisection towards the probe ends on the boundary.
+All rivals compete at first; the best few go on (a beam). A second start is where the line to the
+nearest input that the network answers otherwise crosses the boundary: it finds its way where the
+gradients around the probe vanish. What is left of the budget restarts from noise around the best
+point found. A bisection towards the probe ends on the boundary.
 """
 
 from __future__ import annotations
@@ -28,12 +30,19 @@ Logits = Callable[[Tensor], Tensor]
 # Lengths are shares of the box's mean width.
 LARGEST_AVERAGE = 0.8
 """Largest weight of the past in the average of normals; it grows as k / (k + 3)."""
-OVERSHOOT = (1e-2, 1e-4)
+OVERSHOOT = (1e-2, 3e-5)
 """How far past the linear boundary the first and the last step aim."""
+BOOST = (1.5, 1.5)
+"""Growth of the overshoot while a row is not across the boundary, and fall while it is."""
 NOISE = 0.2
 """Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 8), (1, 25))
 """Stages of the beam: rivals per probe, steps for each."""
+ANCHOR_BISECTIONS = 8
+ANCHOR_STEPS = 13
+ANCHOR_COST = ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
+ANCHORED_BUDGET = 60
+"""Least budget of which a second start may take its part."""
 RESTART_RIVALS = 4
 RESTART_STEPS = 25
 BISECTIONS = 16
@@ -81,6 +90,7 @@ class _Search:
         labels: Tensor,
         box: tuple[Tensor, Tensor],
         seeds: Sequence[int],
+        tell: Callable[[float], object],
     ) -> None:
         self.shape = inputs.shape[1:]
         self.origin = inputs.flatten(1)
@@ -94,6 +104,7 @@ class _Search:
         )
         self.spent = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
         self._logits = logits
+        self._tell = tell
         self._generators = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
 
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -107,6 +118,7 @@ class _Search:
     def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns margin to the rival, its gradient, and the margin to the nearest class."""
         self.charge(rows, 1.0)
+        self._tell(float(self.spent.max()))
         parts = []
         blocks = zip(torch.split(x, _BLOCK_ROWS), torch.split(self.labels[rows], _BLOCK_ROWS),
                      torch.split(rival, _BLOCK_ROWS), strict=True)  # fmt: skip
@@ -163,6 +175,8 @@ def minimal(
     budget: int = 500,
     box: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
     seed: int | Sequence[int] = 0,
+    anchors: tuple[Tensor, Tensor] | None = None,
+    progress: Callable[[float], object] = lambda _: None,
 ) -> Result:
     """Finds small changes of inputs that change the network's answer.
 
@@ -174,6 +188,9 @@ def minimal(
         budget: Gradient evaluations per input, (forward + backward rows) / 2, at least 2.
         box: Lower and upper end, numbers or tensors that broadcast to an input.
         seed: Seed of the noise; or one for each input, which then do not depend on each other.
+        anchors: Points of the box [m, ...] and the network's answers to them, int64 [m], as
+            further starts where the budget is 60 or more; none if not given.
+        progress: Told from time to time which share of the budget is spent.
 
     Returns:
         The examples; each is inside the box and misclassified by the network.
@@ -187,14 +204,19 @@ def minimal(
         raise ValueError(f"budget is {budget}; at least 2 evaluations are needed")
     lower, upper = (torch.as_tensor(end, dtype=inputs.dtype, device=inputs.device) for end in box)
     seeds = [seed + i for i in range(len(inputs))] if isinstance(seed, int) else seed
-    search = _Search(network, inputs, labels, (lower, upper), seeds)
+    search = _Search(
+        network, inputs, labels, (lower, upper), seeds, lambda spent: progress(spent / budget)
+    )
     everything = torch.arange(len(inputs), device=inputs.device)
     clean = search.scores(search.origin, everything)
     right = clean.argmax(1) == labels
     search.distance[~right] = 0.0
     rows = everything[right]
     if len(rows):
-        rivals = _beam(search, rows, clean, budget)
+        reserve = ANCHOR_COST if anchors is not None and budget >= ANCHORED_BUDGET else 0.0
+        rivals = _beam(search, rows, clean, budget, reserve)
+        if anchors is not None and reserve:
+            rivals = _anchor(search, rows, rivals, anchors[0].flatten(1), anchors[1])
         lost = search.distance[rows].isinf()
         if bool(lost.any()) and search.left(rows, budget) >= RESCUE_COST:
             rivals[lost] = _rescue(search, rows[lost], rivals[lost])
@@ -215,6 +237,7 @@ class _Pairs:
         x: Current point.
         normal: Average of the normalised gradients so far.
         estimate: Distance to the linearised boundary at the last step.
+        boost: Factor of the overshoot.
         steps: Steps made.
     """
 
@@ -223,6 +246,7 @@ class _Pairs:
     x: Tensor
     normal: Tensor
     estimate: Tensor
+    boost: Tensor
     steps: int = 0
 
     def pick(self, chosen: Tensor) -> _Pairs:
@@ -233,13 +257,15 @@ class _Pairs:
             self.x[chosen],
             self.normal[chosen],
             self.estimate[chosen],
+            self.boost[chosen],
             self.steps,
         )
 
 
 def _start(search: _Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
     x = torch.clamp(x, search.lower[rows], search.upper[rows])
-    return _Pairs(rows, rival, x, torch.zeros_like(x), torch.full_like(x[:, 0], math.inf))
+    one = torch.ones_like(x[:, 0])
+    return _Pairs(rows, rival, x, torch.zeros_like(x), math.inf * one, one)
 
 
 def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
@@ -259,17 +285,24 @@ def _descend(search: _Search, pairs: _Pairs, steps: int) -> None:
         passed = (normal * (pairs.x - origin)).sum(1)
         slope = (gradient * normal).sum(1)
         away = margin / torch.maximum(slope, LEAST_SLOPE * length)
-        missing = away.clamp_max(trust) + overshoot * search.width
+        # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
+        pairs.boost = torch.where(
+            nearest < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
+        ).clamp_min(1.0)
+        missing = away.clamp_max(trust) + overshoot * search.width * pairs.boost
         change = nearest_l2(normal, missing - passed, lower, upper)
         pairs.estimate = change.norm(dim=1) + (away - trust).clamp_min(0)
         pairs.x = pairs.x + STEP * (origin + change - pairs.x)
         pairs.steps += 1
 
 
-def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
-    """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
+def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int, reserve: float) -> Tensor:
+    """Lets all rivals compete, then fewer; returns each row's rivals, most promising first.
+
+    Leaves `reserve` evaluations of the budget besides those of the last bisection.
+    """
     rivals = _ranking(search, rows, clean)
-    available = max(1.0, search.left(rows, budget) - BISECTIONS / 2)
+    available = max(1.0, search.left(rows, budget) - BISECTIONS / 2 - reserve)
     share = min(1.0, available / sum(k * steps for k, steps in BEAM))
     count = min(BEAM[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
@@ -293,6 +326,51 @@ def _beam(search: _Search, rows: Tensor, clean: Tensor, budget: int) -> Tensor:
     return order
 
 
+def _anchor(
+    search: _Search, rows: Tensor, order: Tensor, points: Tensor, answers: Tensor
+) -> Tensor:
+    """Starts from where the line to each row's nearest other answer crosses the boundary.
+
+    Returns the rows' rivals, the class found there first.
+    """
+    apart = torch.cdist(search.origin[rows], points)
+    apart[answers[None, :] == search.labels[rows][:, None]] = math.inf
+    gap, nearest = apart.min(dim=1)
+    found = gap.isfinite()
+    rows, target = rows[found], points[nearest[found]]
+    if not len(rows):
+        return order
+    x, rival = _cross(search, rows, target, answers[nearest[found]])
+    _descend(search, _start(search, rows, rival, x), ANCHOR_STEPS)
+    order = order.clone()
+    order[found] = _first(order[found], rival)
+    return order
+
+
+def _cross(search: _Search, rows: Tensor, target: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+    """Bisects from each row's probe to a point answered otherwise; returns where and as what."""
+    origin = search.origin[rows]
+    low, high = torch.zeros(len(rows), 1).to(origin), torch.ones(len(rows), 1).to(origin)
+    x = target
+    for _ in range(ANCHOR_BISECTIONS):
+        middle = (low + high) / 2
+        tried = origin + middle * (target - origin)
+        answers = search.scores(tried, rows).argmax(1)
+        fooled = answers != search.labels[rows]
+        search.offer(tried, rows, fooled)
+        x, answer = torch.where(fooled[:, None], tried, x), torch.where(fooled, answers, answer)
+        high = torch.where(fooled[:, None], middle, high)
+        low = torch.where(fooled[:, None], low, middle)
+    return x, answer
+
+
+def _first(order: Tensor, chosen: Tensor) -> Tensor:
+    """Puts one class of each row first; the one that was there takes its place."""
+    moved = torch.where(order == chosen[:, None], order[:, :1], order)
+    moved[:, 0] = chosen
+    return moved
+
+
 def _rescue(search: _Search, rows: Tensor, order: Tensor) -> Tensor:
     """Looks far away where gradients vanish: at the box's ends, the negative, and at noise.
 
@@ -309,9 +387,7 @@ def _rescue(search: _Search, rows: Tensor, order: Tensor) -> Tensor:
         search.offer(start, rows, answers != search.labels[rows])
     _bisect(search, rows, BISECTIONS)
     found = search.scores(search.best[rows], rows).argmax(1)
-    moved = torch.where(order == found[:, None], order[:, :1], order)
-    moved[:, 0] = torch.where(found == search.labels[rows], order[:, 0], found)
-    return moved
+    return _first(order, torch.where(found == search.labels[rows], order[:, 0], found))
 
 
 def _ranking(search: _Search, rows: Tensor, clean: Tensor) -> Tensor:

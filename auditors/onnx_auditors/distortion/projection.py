@@ -31,7 +31,8 @@ def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> 
     step = torch.zeros_like(normal)
     for _ in range(_NEWTON_STEPS):
         missing = (normal * step).sum(1) + needed
-        free = (step > lower) & (step < upper)
+        # An entry is stuck only at the end that it moves towards; many begin at the other one.
+        free = torch.where(normal > 0, step > lower, step < upper)
         slope = (squares * free).sum(1)
         increase = torch.where(
             (missing > 0) & (slope > 0), missing / slope.clamp_min(1e-30), torch.zeros_like(lam)

@@ -69,9 +69,11 @@ def audit(
     plan = auditor.plan(resolved, context)
     seen: list[tuple[float, float]] = []
 
-    def progress(done: float, total: float, running: v1.Estimate | None = None, label: str = "") -> None:  # fmt: skip # noqa: E501 - the contract's signature
+    def progress(
+        done: float, total: float, running: v1.Estimate | None = None, label: str = ""
+    ) -> None:
         assert label == "median L2"
-        assert running is not None
+        assert running is not None or done < total
         seen.append((done, total))
 
     partials = [auditor.run(resolved, context, i, progress) for i in range(plan.shards)]
@@ -159,9 +161,9 @@ def test_refused_configurations(files: tuple[Path, Path]) -> None:
         (v1.DistortionConfig(budget=100_001), "budget"),
         (v1.DistortionConfig(max_probes=-1), "max_probes"),
     ):
-        with pytest.raises(InvalidConfig, match=field) as error:
+        with pytest.raises(InvalidConfig) as error:
             DistortionAuditor().resolve(config, context)
-        assert error.value.metadata["field"] == f"distortion.{field}"
+        assert error.value.metadata["field"] == field
 
 
 def test_labels_beyond_the_classes(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -57,6 +57,19 @@ def test_projection_is_the_exact_optimum() -> None:
         np.testing.assert_allclose(np.linalg.norm(step[i]), best, rtol=1e-4, atol=1e-5)
 
 
+def test_projection_from_the_ends_of_the_box() -> None:
+    """Entries that lie at an end of the box move away from it as freely as others."""
+    rng = np.random.default_rng(4)
+    origin = rng.choice([0.0, 1.0, 0.5], (60, 12), p=[0.6, 0.2, 0.2])
+    normal = rng.standard_normal((60, 12))
+    needed = rng.uniform(0, 1, 60) * (normal * (origin - np.where(normal > 0, 0, 1))).sum(1)
+    tensors = [torch.from_numpy(a) for a in (normal, needed, -origin, 1 - origin)]
+    step = nearest_l2(*tensors).numpy()
+    for i in range(60):
+        best = nearest_by_slsqp(normal[i], needed[i], origin[i], 0, 1)
+        np.testing.assert_allclose(np.linalg.norm(step[i]), best, rtol=1e-4, atol=1e-5)
+
+
 def test_projection_out_of_reach() -> None:
     """Where the box does not reach the half-space, the step goes as far as the box allows."""
     normal = torch.tensor([[1.0, -2.0, 0.0]])
@@ -210,3 +223,41 @@ def test_what_is_not_offered() -> None:
         minimal(lambda x: x, x, labels, norm="linf")
     with pytest.raises(ValueError, match="at least 2"):
         minimal(lambda x: x, x, labels, budget=1)
+
+
+def test_vanishing_gradients_around_the_probe() -> None:
+    """Where the network is flat around the probes, an anchor leads to the near boundary.
+
+    The margin is 1 wherever |x_0 - 1/2| >= 1/4, and falls steeply in between, so that no gradient
+    at a probe shows the way to the boundary at x_0 = 1/4 + 1/16.
+    """
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        inside = torch.relu(0.25 - (x[:, :1] - 0.5).abs())
+        return torch.cat([torch.ones_like(inside), 16 * inside], 1)
+
+    rng = np.random.default_rng(2)
+    inputs = torch.from_numpy(rng.random((20, 30)).astype(np.float32))
+    inputs[:, 0] = torch.linspace(0.0, 0.2, 20)
+    anchor = torch.from_numpy(rng.random((1, 30)).astype(np.float32))
+    anchor[:, 0] = 0.5
+    result = minimal(
+        network,
+        inputs,
+        torch.zeros(20, dtype=torch.int64),
+        budget=200,
+        anchors=(anchor, torch.ones(1, dtype=torch.int64)),
+    )
+    exact = 0.25 + 1 / 16 - inputs[:, 0].numpy()
+    np.testing.assert_allclose(result.distance.numpy(), exact, rtol=1e-2)
+
+
+def test_progress_rises_to_the_whole() -> None:
+    """The share that is told grows and ends near 1."""
+    weights = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    shares: list[float] = []
+    inputs = torch.rand(4, 10, generator=torch.Generator().manual_seed(1))
+    labels = (inputs @ weights).argmax(1)
+    minimal(lambda x: x @ weights, inputs, labels, budget=100, progress=shares.append)
+    assert shares == sorted(shares)
+    assert 0.5 < shares[-1] <= 1
