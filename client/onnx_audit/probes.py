@@ -29,6 +29,7 @@ INPUT_DTYPES: Final = ("uint8", "float16", "float32", "float64")
 # Names under which a file may hold its inputs; the first is the one to use.
 _INPUT_NAMES: Final = ("inputs", "images")
 _VALUES_PER_CHECK: Final = 1 << 24
+_COLOUR_AXES: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +103,14 @@ def save_probes(probes: Probes, path: Path) -> None:
 def _from_path(path: Path) -> Probes:
     if path.is_dir():
         images = load_image_folder(path)
+        # Grey images have no channel axis whose place would have to be said.
+        colour = images.inputs.ndim == _COLOUR_AXES
         return Probes(
             images.inputs,
             images.labels,
             images.class_names,
             display_name=path.resolve().name,
-            input_spec=v1.InputSpec(probe_layout=v1.LAYOUT_HWC),
+            input_spec=v1.InputSpec(probe_layout=v1.LAYOUT_HWC) if colour else v1.InputSpec(),
             notes=images.notes,
         )
     if not path.is_file():

@@ -157,7 +157,9 @@ def test_image_folder_gives_labels_in_sorted_order(tmp_path: Path) -> None:
 def test_grey_images_have_no_channel_axis_unless_mixed(tmp_path: Path) -> None:
     """Grey folders give [N, H, W]; one colour image makes all RGB, with a note."""
     save_image(tmp_path / "1.png", 7, "L")
-    assert load_probes(tmp_path).inputs.shape == (1, 3, 5)
+    grey = load_probes(tmp_path)
+    assert grey.inputs.shape == (1, 3, 5)
+    assert grey.input_spec == v1.InputSpec()
     save_image(tmp_path / "2.png", (1, 2, 3, 4), "RGBA")
     mixed = load_probes(tmp_path)
     assert mixed.inputs[:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]

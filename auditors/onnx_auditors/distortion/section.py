@@ -69,6 +69,17 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
         section: The section.
         classes: Number of classes of the model.
     """
+    if section.misclassified == section.probe_count:
+        return [
+            v1.ReportWarning(
+                code="NO_PROBE_ANSWERED_RIGHTLY",
+                message=(
+                    f"the model answers none of the {section.probe_count} probes rightly, so there "
+                    "is no distortion to measure: check mean, std, channel order and layout, and "
+                    "that the labels are numbered as the model numbers its classes"
+                ),
+            )
+        ]
     accuracy = section.clean_accuracy
     # Twice chance for many classes; halfway between chance and certainty for two or three.
     limit = min(2 / classes, (1 + 1 / classes) / 2)

@@ -15,7 +15,7 @@ from onnx_audit import v1
 from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import short_digest, state_name
 from onnx_audit.cli.options import Connection, connection_options
-from onnx_audit.cli.output import as_dict, people, print_json
+from onnx_audit.cli.output import as_dict, people, print_json, print_rows
 from onnx_audit.cli.report_view import spec_text
 from onnx_audit.status import require_success
 
@@ -44,18 +44,20 @@ def list_audits(*, limit: int, connection: Connection, json_output: bool) -> Non
     if json_output:
         print_json([as_dict(audit) for audit in rows])
         return
-    table = Table("audit", "state", "shards", "model", "probes", "created", box=None)
-    for audit in rows:
-        progress = audit.progress
-        table.add_row(
-            audit.name,
-            state_name(audit.state),
-            f"{progress.shards_done}/{progress.shards_total}",
-            short_digest(audit.model.removeprefix("models/")),
-            short_digest(audit.probe_set.removeprefix("probes/")),
-            time_text(audit.create_time),
-        )
-    people(json_output=False).print(table, highlight=False, soft_wrap=True)
+    print_rows(
+        ("audit", "state", "shards", "model", "probes", "created"),
+        [
+            (
+                audit.name,
+                state_name(audit.state),
+                f"{audit.progress.shards_done}/{audit.progress.shards_total}",
+                short_digest(audit.model.removeprefix("models/")),
+                short_digest(audit.probe_set.removeprefix("probes/")),
+                time_text(audit.create_time),
+            )
+            for audit in rows
+        ],
+    )
 
 
 @audits.command(

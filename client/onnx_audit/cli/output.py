@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def to_json(content: object) -> str:
 def print_json(content: object) -> None:
     """Prints JSON on standard output."""
     click.echo(to_json(content))
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints aligned columns, never cut, whatever the width: names are there to be copied."""
+    lines = [[title.upper() for title in header], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:

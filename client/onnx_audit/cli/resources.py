@@ -6,13 +6,12 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from onnx_audit.cli.audits import time_text
 from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import shape_text
 from onnx_audit.cli.options import Connection, connection_options
-from onnx_audit.cli.output import as_dict, people, print_json
+from onnx_audit.cli.output import as_dict, print_json, print_rows
 from onnx_audit.onnx_files import external_locations
 from onnx_audit.probes import load_probes
 
@@ -43,16 +42,19 @@ def list_models(*, connection: Connection, json_output: bool) -> None:
     if json_output:
         print_json([as_dict(model) for model in rows])
         return
-    table = Table("model", "called", "weights", "nodes", "registered", box=None)
-    for model in rows:
-        table.add_row(
-            model.name,
-            model.display_name,
-            str(model.summary.parameter_count),
-            str(model.summary.node_count),
-            time_text(model.create_time),
-        )
-    people(json_output=False).print(table, highlight=False, soft_wrap=True)
+    print_rows(
+        ("model", "called", "weights", "nodes", "registered"),
+        [
+            (
+                model.name,
+                model.display_name,
+                str(model.summary.parameter_count),
+                str(model.summary.node_count),
+                time_text(model.create_time),
+            )
+            for model in rows
+        ],
+    )
 
 
 @click.group()
@@ -78,18 +80,20 @@ def list_probe_sets(*, connection: Connection, json_output: bool) -> None:
     if json_output:
         print_json([as_dict(probe_set) for probe_set in rows])
         return
-    table = Table("probe set", "called", "probes", "shape", "labels", "registered", box=None)
-    for probe_set in rows:
-        summary = probe_set.summary
-        table.add_row(
-            probe_set.name,
-            probe_set.display_name,
-            str(summary.count),
-            shape_text(list(summary.shape)),
-            "yes" if summary.has_labels else "no",
-            time_text(probe_set.create_time),
-        )
-    people(json_output=False).print(table, highlight=False, soft_wrap=True)
+    print_rows(
+        ("probe set", "called", "probes", "shape", "labels", "registered"),
+        [
+            (
+                probe_set.name,
+                probe_set.display_name,
+                str(probe_set.summary.count),
+                shape_text(list(probe_set.summary.shape)),
+                "yes" if probe_set.summary.has_labels else "no",
+                time_text(probe_set.create_time),
+            )
+            for probe_set in rows
+        ],
+    )
 
 
 @click.group()
