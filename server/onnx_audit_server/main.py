@@ -75,7 +75,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     epilog="\b\n"
     "Examples:\n"
     "  onnx-audit serve\n"
-    "  onnx-audit serve --listen 0.0.0.0:50051 --data /var/lib/onnx-audit\n"
+    "  onnx-audit serve --listen 127.0.0.1:6000 --data /var/lib/onnx-audit\n"
     "  onnx-audit serve --no-worker --database-url postgresql+psycopg://audit@db/audit\n"
     "\n" + ENVIRONMENT
 )

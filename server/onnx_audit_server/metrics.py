@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -62,9 +62,16 @@ VERDICTS = list(v1.Verdict.values())
 AUDITORS = [auditor for auditor in v1.Auditor.values() if auditor]
 
 
-def export_zeros() -> None:
-    """Creates every known series, so that rates work from the first event on."""
+def export_zeros(methods: Iterable[str]) -> None:
+    """Creates every known series, so that rates work from the first event on.
+
+    Args:
+        methods: Full names of the RPCs, such as "/onnx_audit.v1.BlobService/Read".
+    """
     disable_created_metrics()  # type: ignore[no-untyped-call] # the library gives it no types
+    for method in methods:
+        RPCS.labels(method, "OK")
+        RPC_SECONDS.labels(method)
     for state in (v1.AUDIT_STATE_SUCCEEDED, v1.AUDIT_STATE_FAILED, v1.AUDIT_STATE_CANCELLED):
         for verdict in VERDICTS if state == v1.AUDIT_STATE_SUCCEEDED else [v1.VERDICT_UNSPECIFIED]:
             AUDITS_ENDED.labels(state_label(state), verdict_label(verdict))

@@ -47,15 +47,12 @@ from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.records import Records
 
-SERVICES = [
-    file.DESCRIPTOR.services_by_name[name].full_name
-    for file, name in (
-        (blob_pb2, "BlobService"),
-        (model_pb2, "ModelService"),
-        (probe_set_pb2, "ProbeSetService"),
-        (audit_pb2, "AuditService"),
-    )
-]
+SERVICES = {
+    service.full_name: [f"/{service.full_name}/{method.name}" for method in service.methods]
+    for file in (blob_pb2, model_pb2, probe_set_pb2, audit_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+}
+"""The services of the API, each with the full names of its methods."""
 MAX_MESSAGE = 64 << 20
 """Largest gRPC message, in bytes: a report with its tables."""
 THREADS = 32
@@ -263,7 +260,7 @@ def run(
         OSError: An address cannot be had.
     """
     logs.configure(settings.log_level)
-    metrics.export_zeros()
+    metrics.export_zeros(method for methods in SERVICES.values() for method in methods)
 
     def ready(addresses: dict[str, str | None]) -> None:
         if ready_file is not None:

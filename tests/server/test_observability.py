@@ -77,6 +77,9 @@ def test_what_has_not_happened_is_exported_as_zero(
         metrics["onnx_audit_shard_seconds"], "onnx_audit_shard_seconds_count", auditor="units"
     )
     assert units == 0
+    policy = "/onnx_audit.v1.AuditService/EvaluatePolicy"
+    rpcs = metrics["onnx_audit_rpcs"]
+    assert value(rpcs, "onnx_audit_rpcs_total", method=policy, code="OK") == 0
 
 
 def test_no_digest_or_id_is_a_label(service: ServiceProcess, audit: v1.Audit) -> None:

@@ -81,6 +81,22 @@ def test_a_request_id_stands_for_one_request(records: Records) -> None:
         create(records, "third", "id-1", "digest-2")
 
 
+def test_a_request_that_comes_twice_at_once_is_one_audit(records: Records) -> None:
+    """Eight simultaneous calls with one request id all get the same audit."""
+    names: list[str] = []
+
+    def ask(number: int) -> None:
+        names.append(create(records, f"twin-{number}", "id-twin", "same").name)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names) == 8
+    assert len(set(names)) == 1
+
+
 def test_changes_and_their_events_are_one(records: Records) -> None:
     """A change that fails leaves the audit and its events as they were."""
     create(records, "whole")

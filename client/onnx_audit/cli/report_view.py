@@ -191,8 +191,8 @@ def _print_curve(console: Console, norm: v1.NormDistortion) -> None:
 
     _rows(
         console,
-        f"{norm_name(norm.norm)}: share of probes read rightly and without an example within the "
-        "radius; an attack's figure, the true robust accuracy is at most this",
+        f"{norm_name(norm.norm)}: share of probes answered rightly and without an example within "
+        "the radius; an attack's figure, the true robust accuracy is at most this",
         ("radius", "", "robust accuracy"),
         (
             (number(point.x), bar(point.y.value), estimate_text(point.y))

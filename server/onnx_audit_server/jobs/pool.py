@@ -50,10 +50,15 @@ class RunnerPool:
         """Takes back a runner that may go on with its audit."""
         with self._lock:
             self._lent.discard(runner)
+            over = [runner]
             if runner.alive and not self._closed:
                 self._idle.append(runner)
-                return
-        runner.kill()
+                # An audit that ends on another machine is never forgotten here.
+                used = [idle for idle in self._idle if idle.affinity is not None]
+                over = used[: -self._settings.slots]
+                self._idle = [idle for idle in self._idle if idle not in over]
+        for each in over:
+            each.kill()
 
     def discard(self, runner: RunnerProcess) -> None:
         """Takes back a runner that must not be used again, and warms another."""

@@ -161,33 +161,54 @@ class Records:
         Raises:
             RequestIdReusedError: The request id stands for another request.
         """
+        try:
+            with self._engine.begin() as connection:
+                known = self._requested(connection, request_id, request_digest)
+                return known or self._insert(connection, audit, request_id, request_digest, enqueue)
+        except sa.exc.IntegrityError:
+            # The same request came twice at once, and the other one was first.
+            with self._reader.begin() as connection:
+                known = self._requested(connection, request_id, request_digest)
+            if known is None:
+                raise
+            return known
+
+    def _requested(
+        self, connection: sa.Connection, request_id: str, request_digest: str
+    ) -> v1.Audit | None:
+        if not request_id:
+            return None
+        row = connection.execute(sa.select(audits).where(audits.c.request_id == request_id)).first()
+        if row is not None and row.request_digest != request_digest:
+            raise RequestIdReusedError(request_id)
+        return None if row is None else _audit(row)
+
+    def _insert(
+        self,
+        connection: sa.Connection,
+        audit: v1.Audit,
+        request_id: str,
+        request_digest: str,
+        enqueue: Callable[[sa.Connection], None],
+    ) -> v1.Audit:
         identifier = audit.name.partition("/")[2]
         created = now_us()
-        with self._engine.begin() as connection:
-            if request_id:
-                known = connection.execute(
-                    sa.select(audits).where(audits.c.request_id == request_id)
-                ).first()
-                if known is not None:
-                    if known.request_digest != request_digest:
-                        raise RequestIdReusedError(request_id)
-                    return _audit(known)
-            audit.create_time.CopyFrom(micros_to_timestamp(created))
-            connection.execute(
-                sa.insert(audits).values(
-                    id=identifier,
-                    created_us=created,
-                    model=audit.model.partition("/")[2],
-                    request_id=request_id or None,
-                    request_digest=request_digest,
-                    state=audit.state,
-                    verdict=audit.verdict,
-                    message=audit.SerializeToString(deterministic=True),
-                    last_sequence=0,
-                )
+        audit.create_time.CopyFrom(micros_to_timestamp(created))
+        connection.execute(
+            sa.insert(audits).values(
+                id=identifier,
+                created_us=created,
+                model=audit.model.partition("/")[2],
+                request_id=request_id or None,
+                request_digest=request_digest,
+                state=audit.state,
+                verdict=audit.verdict,
+                message=audit.SerializeToString(deterministic=True),
+                last_sequence=0,
             )
-            audit.last_sequence = self._append(connection, identifier, [state_changed(audit)])
-            enqueue(connection)
+        )
+        audit.last_sequence = self._append(connection, identifier, [state_changed(audit)])
+        enqueue(connection)
         return audit
 
     def get_audit(self, identifier: str) -> v1.Audit | None:
