@@ -170,16 +170,19 @@ def _export(torch: Any, network: Any, path: Path) -> None:  # noqa: ANN401 - see
             contextlib.redirect_stderr(silence),
         ):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 network,
                 (torch.zeros(2, 64),),
-                str(path),
                 dynamo=True,
                 input_names=["pixels"],
                 output_names=["logits"],
                 dynamic_shapes=({0: batch},),
-                external_data=False,
                 verbose=False,
             )
+            # The exporter notes where in which file each node was traced: the same training would
+            # give another file on every machine, and tell of its folders.
+            for node in program.model.graph:
+                node.metadata_props.clear()
+            program.save(str(path), external_data=False)
     finally:
         logging.disable(previous)

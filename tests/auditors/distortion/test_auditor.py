@@ -183,14 +183,25 @@ def test_plan(count: int, shards: int, files: tuple[Path, Path], tmp_path: Path)
     assert (plan.shards, plan.items) == (shards, count)
 
 
+def test_warning_without_a_right_answer() -> None:
+    """Few probes, all answered wrongly, prove nothing but leave nothing to measure either."""
+    figures = v1.DistortionSection(
+        clean_accuracy=estimates.proportion(0, 4), probe_count=4, misclassified=4
+    )
+    assert [w.code for w in section.warnings(figures, 10)] == ["NO_PROBE_ANSWERED_RIGHTLY"]
+
+
 def test_warning_at_chance() -> None:
     """An accuracy near chance is called that, whatever the number of classes."""
     for right, count, classes, expected in (
         (10, 100, 10, 1), (60, 100, 10, 0), (50, 100, 2, 1), (90, 100, 2, 0), (1, 500, 1000, 0),
-        (0, 5000, 1000, 1), (1, 4, 10, 0),
+        (1, 5000, 1000, 1), (1, 4, 10, 0),
     ):  # fmt: skip
         accuracy = estimates.proportion(right, count)
-        found = section.warnings(v1.DistortionSection(clean_accuracy=accuracy), classes)
+        figures = v1.DistortionSection(
+            clean_accuracy=accuracy, probe_count=count, misclassified=count - right
+        )
+        found = section.warnings(figures, classes)
         assert [w.code for w in found] == ["CLEAN_ACCURACY_AT_CHANCE"] * expected
 
 
