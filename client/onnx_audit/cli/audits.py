@@ -8,15 +8,13 @@ from datetime import datetime
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from onnx_audit import v1
 from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import short_digest, state_name
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json, print_rows
-from onnx_audit.cli.report_view import spec_text
+from onnx_audit.cli.report_view import print_facts, spec_text
 from onnx_audit.status import require_success
 
 
@@ -133,8 +131,4 @@ def _print_audit(console: Console, audit: v1.Audit) -> None:
         ("ended", time_text(audit.end_time)),
         ("report", audit.report_digest),
     ]
-    table = Table(box=None, show_header=False)
-    for name, value in rows:
-        if value:
-            table.add_row(f"[dim]{name}[/]", escape(value))
-    console.print(table, highlight=False)
+    print_facts(console, rows)

@@ -47,13 +47,21 @@ def print_report(console: Console, report: v1.Report) -> None:
     _facts(console, "Provenance", _provenance(report))
 
 
+def print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Prints names and values below each other; empty values are left out, none is cut."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            table.add_row(f"[dim]{escape(name)}[/]", escape(value))
+    console.print(table, highlight=False)
+
+
 def _facts(console: Console, title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Prints a heading with names and values below."""
     console.print(f"\n[bold]{title}[/]")
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in rows:
-        table.add_row(f"[dim]{escape(name)}[/]", escape(value))
-    console.print(table, highlight=False)
+    print_facts(console, rows)
 
 
 def _rows(
