@@ -16,7 +16,7 @@ demo: .venv/installed  ## Train three small networks, audit one, leave a report
 	$(BIN)/onnx-audit demo
 
 lint: .venv/installed  ## Style, types, layers, schema
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo

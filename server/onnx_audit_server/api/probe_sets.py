@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import grpc
-from onnx_auditors.probes import summarize
 
 from onnx_audit import v1
 from onnx_audit.v1 import probe_set_pb2_grpc
@@ -16,6 +15,7 @@ from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
 from onnx_auditors.errors import InvalidProbes
+from onnx_auditors.probes import summarize
 
 MAX_CLASS_NAMES = 100_000
 
