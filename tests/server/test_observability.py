@@ -111,6 +111,8 @@ def test_log_lines_carry_their_context(service: ServiceProcess, audit: v1.Audit)
     assert all(line["request_id"] for line in rpcs)
     assert len({line["request_id"] for line in rpcs}) == len(rpcs)
     identifier = audit.name.partition("/")[2]
+    accepted = [line for line in lines if line["event"] == "audit accepted"]
+    assert [(line["audit"], bool(line["request_id"])) for line in accepted] == [(identifier, True)]
     shards = [line for line in lines if line.get("task") == "shard"]
     assert {line["shard"] for line in shards} == set(range(audit.progress.shards_total))
     for line in shards:

@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 
 from onnx_audit import v1
 from onnx_audit.v1 import audit_pb2_grpc
+from onnx_audit_server import logs
 from onnx_audit_server.api import names
 from onnx_audit_server.api.validate import check_audit
 from onnx_audit_server.errors import ServiceError, invalid
@@ -27,6 +28,7 @@ from onnx_audit_server.store.records import ENDED, Records, RequestIdReusedError
 MAX_REQUEST_ID = 100
 
 Context = grpc.aio.ServicerContext[Any, Any]
+log = logs.get(__name__)
 
 
 class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
@@ -157,7 +159,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             return audit
         identifier = names.parse(audit.name, "audits")
         try:
-            return self._records.create_audit(
+            accepted = self._records.create_audit(
                 audit,
                 request.request_id,
                 request_digest(request),
@@ -170,6 +172,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
                 "give every new request an id of its own",
                 violations=[("request_id", "was used with another request")],
             ) from None
+        # The line that ties the request's id to the audit's.
+        log.info("audit accepted", audit=accepted.name.partition("/")[2])
+        return accepted
 
     def _cancel(self, identifier: str) -> v1.Audit:
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:

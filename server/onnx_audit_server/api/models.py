@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import grpc
+import structlog
 
 from onnx_audit import v1
 from onnx_audit.v1 import model_pb2_grpc
@@ -125,6 +126,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         runner = self._pool.take(None)
         try:
             runner.affinity = "inspection"
+            runner.context = structlog.contextvars.get_contextvars()
             path = copy_model(self._blobs, model, runner.scratch / "model")
             result = runner.scratch / "result"
             runner.call({"op": "inspect", "model": str(path), "result": str(result)}, stop)

@@ -49,6 +49,7 @@ class RunnerProcess:
 
     Attributes:
         affinity: The audit whose model it has loaded, None while it is fresh.
+        context: What its log lines are about, such as the shard it works on.
         scratch: Its working folder; goes with it.
     """
 
@@ -56,6 +57,7 @@ class RunnerProcess:
         scratch_root.mkdir(parents=True, exist_ok=True)
         self.scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=scratch_root))
         self.affinity: str | None = None
+        self.context: dict[str, object] = {}
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=1000)
         self._last_words: deque[str] = deque(maxlen=20)
         reading, writing = os.pipe()
@@ -166,7 +168,7 @@ class RunnerProcess:
             while line := file.readline(4096):
                 text = line.decode(errors="replace").rstrip()
                 self._last_words.append(text)
-                log.info("runner says", audit=self.affinity, pid=self._process.pid, text=text)
+                log.info("runner says", **self.context, text=text)
 
 
 def _environment(settings: Settings, scratch: Path) -> dict[str, str]:

@@ -164,6 +164,7 @@ class TaskExecutor:
 
     def _attempt(self, task: Task) -> str:
         runner = self._pool.take(task.audit)
+        runner.context = structlog.contextvars.get_contextvars()
         try:
             if runner.affinity is None:
                 self._open(runner, task.audit)
