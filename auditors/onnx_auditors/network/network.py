@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel, UnsupportedOperator
+from onnx_auditors.errors import AuditError, InvalidModel, UnsupportedOperator
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.node import Refused, to_dtype, to_torch
-from onnx_auditors.network.plan import Binder, Plan, check_operators, program
+from onnx_auditors.network.node import Refused, output_dtype, to_dtype, to_torch
+from onnx_auditors.network.plan import Binder, Plan, UnknownShape, check_operators, program
 from onnx_auditors.network.reading import ModelFile, prepare, read, standard_opset
 from onnx_auditors.network.summary import prediction_output
 
@@ -25,7 +25,7 @@ _PASSES_ON = frozenset(
 )
 _HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 _TRIAL_BATCH = 2
-_NEWEST_OPSET = 26
+_NEWEST_OPSET = 28
 
 
 def load(
@@ -115,13 +115,20 @@ class Network(nn.Module):
             self._weights[tensor.name] = f"weight_{i}"
             self.register_buffer(f"weight_{i}", _stored(tensor, floating).to(device))
         self._forget_plans()
-        self.output = prediction_output(summary.outputs)
-        self.logits = self.output
+        self._unfit: AuditError | None = None
+        self.output = self.logits = ""
+        try:
+            self.output = self.logits = prediction_output(summary.outputs)
+        except InvalidModel as error:
+            self._unfit = error
         self._batch = self._declared_batch()
         self._sample_shape = sample_shape
         self._classes = 0
         if all(size > 0 for info in summary.inputs for size in self._shape(info, 1)):
-            self._try_out()
+            try:
+                self._try_out()
+            except UnknownShape as error:
+                self._unfit = error
 
     @property
     def input(self) -> v1.TensorInfo:
@@ -163,14 +170,59 @@ class Network(nn.Module):
         Returns:
             Float tensor [n, classes].
         """
+        if self._unfit is not None:
+            raise self._unfit
         (scores,) = self._execute({self.input.name: x}, (self.logits,), len(x))
         return scores.reshape(len(x), -1)
 
     def evaluate(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns every output of the graph, by name, as the file defines it."""
+        """Returns every output of the graph, by name, as the file defines it.
+
+        Args:
+            inputs: Every input of the graph, by name. Element types of 2 and 4 bits come as int8,
+                uint8 or float32.
+
+        Raises:
+            InvalidModel: A node that cannot be evaluated on these inputs.
+        """
         names = [output.name for output in self._graph.output]
-        rows = len(next(iter(inputs.values())))
-        return dict(zip(names, self._execute(inputs, names, rows), strict=True))
+        if self._as_declared(inputs):
+            results = self._evaluate(inputs, names)
+        else:
+            results = self._execute(inputs, names, len(next(iter(inputs.values()))))
+        types = {o.name: o.type.tensor_type.elem_type for o in self._graph.output}
+        return {n: r.to(output_dtype(types[n], r)) for n, r in zip(names, results, strict=True)}
+
+    def _as_declared(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Says whether the inputs have the shapes that the file declares, batch and all."""
+        return all(
+            len(info.shape) == 0
+            or all(size in {-1, given} for size, given in zip(info.shape, inputs[info.name].shape))
+            for info in self.summary.inputs
+            if info.name in inputs
+        )
+
+    def _evaluate(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
+        """Runs the plan of these shapes; where there is none, computes node by node."""
+        shapes = tuple((name, tuple(x.shape)) for name, x in inputs.items())
+        try:
+            dtypes = self._plan(shapes).dtypes
+            run = self._program(shapes, tuple(inputs), tuple(names))
+            return run(*[x.to(dtypes[name]) for name, x in inputs.items()])
+        except UnknownShape:
+            given = {name: x.to(self._input_dtypes()[name]) for name, x in inputs.items()}
+            plan = self._binder.bind(self._stored_weights() | given, {}, self.device)
+            return [plan.constants[name] for name in names]
+
+    def _stored_weights(self) -> dict[str, Tensor]:
+        return {name: self.get_buffer(buffer) for name, buffer in self._weights.items()}
+
+    def _input_dtypes(self) -> dict[str, torch.dtype]:
+        types = {i.name: i.type.tensor_type.elem_type for i in self._graph.input}
+        return {
+            info.name: _input_dtype(info.name, types[info.name], self._floating)
+            for info in self.summary.inputs
+        }
 
     def values(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Returns values of the graph by name, each [n, ...].
@@ -228,6 +280,9 @@ class Network(nn.Module):
         A graph that says its batch is open and then writes a batch of one into a reshape is run
         like one with a fixed batch of one.
         """
+        if not self.output:
+            self._plan(self._input_shapes(self._batch or _TRIAL_BATCH))
+            return
         if self._batch is None and not self._takes_batches():
             self._batch = 1
         batch = self._batch or _TRIAL_BATCH
@@ -246,15 +301,11 @@ class Network(nn.Module):
         return tuple((info.name, self._shape(info, batch)) for info in self.summary.inputs)
 
     def _bind(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Plan:
-        weights = {name: self.get_buffer(buffer) for name, buffer in self._weights.items()}
-        types = {i.name: i.type.tensor_type.elem_type for i in self._graph.input}
+        dtypes = self._input_dtypes()
         inputs = {
-            name: torch.empty(
-                shape, dtype=_input_dtype(name, types[name], self._floating), device="meta"
-            )
-            for name, shape in shapes
+            name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in shapes
         }
-        return self._binder.bind(weights, inputs, self.device)
+        return self._binder.bind(self._stored_weights(), inputs, self.device)
 
     def _compile(
         self,

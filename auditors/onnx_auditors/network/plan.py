@@ -17,11 +17,15 @@ from torch import Tensor
 from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
 from onnx_auditors.network import ops as _ops  # noqa: F401 - fills the registry
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.node import Node, Refused, Value
+from onnx_auditors.network.node import DependsOnInput, Node, Refused, Value
 from onnx_auditors.network.reading import STANDARD_DOMAINS, walk
 from onnx_auditors.network.registry import OPERATORS, Function
 
 _SHAPE_ALONE = frozenset({"Shape", "Size"})
+
+
+class UnknownShape(UnsupportedOperator):
+    """Nodes can only be bound once the content of the inputs is known."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,12 @@ def check_operators(graph: onnx.GraphProto, opset: int) -> None:
         raise unsupported(missing)
 
 
-def unsupported(nodes: Sequence[str]) -> UnsupportedOperator:
+def unsupported(
+    nodes: Sequence[str], error: type[UnsupportedOperator] = UnsupportedOperator
+) -> UnsupportedOperator:
     """Returns the error that lists the nodes."""
     listed = "; ".join(nodes)
-    return UnsupportedOperator(
+    return error(
         f"{len(nodes)} of the model's nodes cannot be made differentiable: {listed}", nodes=listed
     )
 
@@ -118,10 +124,13 @@ class Binder:
             InvalidModel: A node that cannot be evaluated, such as shapes that do not go together.
             LimitExceeded: A value that is too large.
         """
-        values = {name: Value(name, w.to("meta"), w) for name, w in weights.items()}
-        values |= {name: Value(name, meta, None) for name, meta in inputs.items()}
+        types = {t.name: t.data_type for t in self._graph.initializer}
+        types |= {i.name: i.type.tensor_type.elem_type for i in self._graph.input}
+        values = {name: Value(name, w.to("meta"), w, types[name]) for name, w in weights.items()}
+        values |= {name: Value(name, meta, None, types[name]) for name, meta in inputs.items()}
         steps: list[Step] = []
         refused: list[str] = []
+        known_later = True
         for proto in self._graph.node:
             if any(name and name not in values for name in proto.input):
                 continue  # depends on a node that was refused
@@ -129,12 +138,13 @@ class Binder:
                 step, outputs = self._bind_node(proto, values, device)
             except Refused as reason:
                 refused.append(f"{describe(proto, self._opset)}: {reason}")
+                known_later = known_later and isinstance(reason, DependsOnInput)
                 continue
             values |= {v.name: v for v in outputs}
             if step is not None:
                 steps.append(step)
         if refused:
-            raise unsupported(refused)
+            raise unsupported(refused, UnknownShape if known_later else UnsupportedOperator)
         return Plan(
             steps,
             {v.name: v.constant for v in values.values() if v.constant is not None},
@@ -155,17 +165,18 @@ class Binder:
             raise Refused(f"only the first {len(metas)} outputs are covered")
         names = outputs[: len(metas)]
         metas = [m.to("meta") for m in metas]
+        types = [node.output_type(meta.dtype) for meta in metas]
         for name, meta in zip(names, metas, strict=True):
             self._check_size(name, meta)
         if all(a is None or a.constant is not None for a in arguments):
             constants = self._call(proto, function, [a.constant if a else None for a in arguments])
             folded = [c.to(device) for c in constants]
-            return None, [Value(*v) for v in zip(names, metas, folded, strict=True) if v[0]]
+            return None, [Value(*v) for v in zip(names, metas, folded, types, strict=True) if v[0]]
         if node.op_type in _SHAPE_ALONE:
             constants = self._call(proto, function, [None])
-            return None, [Value(names[0], metas[0], constants[0].to(device))]
+            return None, [Value(names[0], metas[0], constants[0].to(device), types[0])]
         step = Step(function, tuple(a.name if a else "" for a in arguments), tuple(names))
-        return step, [Value(n, m, None) for n, m in zip(names, metas, strict=True) if n]
+        return step, [Value(n, m, None, t) for n, m, t in zip(names, metas, types, strict=True) if n]
 
     @staticmethod
     def _call(
