@@ -129,7 +129,8 @@ def _from_disk(test: Any) -> tuple[onnx.ModelProto, list[tuple[list[Any], list[A
     sides = []
     for side, infos in (("input", model.graph.input), ("output", model.graph.output)):
         files = sorted(
-            (folder / "test_data_set_0").glob(f"{side}_*.pb"), key=lambda p: int(p.stem.split("_")[1])
+            (folder / "test_data_set_0").glob(f"{side}_*.pb"),
+            key=lambda p: int(p.stem.split("_")[1]),
         )
         sides.append([_read(f, i) for f, i in zip(files, infos, strict=False)])
     return model, [(sides[0], sides[1])]
@@ -214,9 +215,11 @@ def _agree(found: Any, expected: Any) -> bool:  # noqa: ANN401 - a tensor or a l
 
 
 def _plain(x: torch.Tensor) -> Array:
-    array: Array = (x.float() if x.dtype.itemsize == 1 and x.is_floating_point() else x).numpy() if (
-        x.dtype != torch.bfloat16
-    ) else x.float().numpy().astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    array: Array = (
+        (x.float() if x.dtype.itemsize == 1 and x.is_floating_point() else x).numpy()
+        if (x.dtype != torch.bfloat16)
+        else x.float().numpy().astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    )
     return array
 
 

@@ -42,6 +42,12 @@ NARROW: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT4E2M1: torch.float32,
 }
 """Element types that torch lacks, and the dtypes that hold their values."""
+INTEGERS = frozenset(
+    {onnx.TensorProto.INT2, onnx.TensorProto.INT4, onnx.TensorProto.INT8, onnx.TensorProto.INT16,
+     onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.UINT2, onnx.TensorProto.UINT4,
+     onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32,
+     onnx.TensorProto.UINT64}
+)  # fmt: skip
 _ELEMENT_TYPES = {dtype: element_type for element_type, dtype in _DTYPES.items()}
 
 
@@ -74,6 +80,19 @@ class Value:
         """Shape of the value."""
         return tuple(self.meta.shape)
 
+    @property
+    def is_carried(self) -> bool:
+        """Says whether these are integers held as floats."""
+        return self.element_type in INTEGERS and self.meta.is_floating_point()
+
+    def materialised(self) -> Value:
+        """Returns the value with integers as integers."""
+        if not self.is_carried:
+            return self
+        dtype = to_dtype(self.element_type, torch.float32)
+        constant = None if self.constant is None else self.constant.to(dtype)
+        return Value(self.name, self.meta.to(dtype), constant, self.element_type)
+
 
 class Node:
     """A node whose operator is being bound.
@@ -91,19 +110,21 @@ class Node:
         proto: onnx.NodeProto,
         opset: int,
         inputs: Sequence[Value | None],
-        output_count: int,
+        outputs: Sequence[str],
         floating: torch.dtype,
     ) -> None:
         self.op_type = proto.op_type
+        self.domain = proto.domain
         self.name = proto.name
         self.opset = opset
         self.inputs = list(inputs)
-        self.output_count = output_count
+        self.output_count = len(outputs)
+        self._outputs = list(outputs)
         self._attributes = {a.name: a for a in proto.attribute}
         self._unread = set(self._attributes)
         self._consumed: set[int] = set()
         self._floating = floating
-        self._declared: int | None = None
+        self._declared: tuple[int, ...] = ()
 
     def has(self, attribute: str) -> bool:
         """Says whether an attribute is set."""
@@ -166,21 +187,30 @@ class Node:
         """Returns the ONNX element type of an input."""
         return self._input(index).element_type
 
-    def declare(self, element_type: int) -> None:
-        """Says the element type of the outputs, for types that torch has no dtype for."""
-        self._declared = element_type
+    def declare(self, *element_types: int) -> None:
+        """Says the element types of the outputs, where their dtypes do not."""
+        self._declared = element_types
 
-    def output_type(self, dtype: torch.dtype) -> int:
+    def output_type(self, index: int, dtype: torch.dtype) -> int:
         """Returns the element type of an output: as declared, of the first input, or its dtype's.
 
         Operators that take types torch has none for keep the type of their first input.
         """
-        if self._declared is not None:
-            return self._declared
+        if index < len(self._declared):
+            return self._declared[index]
         first = self.inputs[0] if self.inputs else None
         if first is not None and first.meta.dtype == dtype:
             return first.element_type
         return _ELEMENT_TYPES.get(dtype, onnx.TensorProto.FLOAT)
+
+    def wants(self, index: int) -> bool:
+        """Says whether an output is read by another node or is one of the graph's."""
+        return index < len(self._outputs) and bool(self._outputs[index])
+
+    @property
+    def floating(self) -> torch.dtype:
+        """Dtype in which half and single precision are computed."""
+        return self._floating
 
     def dtype(self, element_type: int) -> torch.dtype:
         """Returns the dtype in which values of an ONNX element type are computed."""
@@ -235,7 +265,11 @@ def to_dtype(element_type: int, floating: torch.dtype) -> torch.dtype:
 
 def output_dtype(element_type: int, found: torch.Tensor) -> torch.dtype:
     """Returns the dtype in which an output of a declared element type leaves the network."""
-    return to_dtype(element_type, _PRECISIONS.get(element_type, found.dtype)) if element_type else found.dtype
+    return (
+        to_dtype(element_type, _PRECISIONS.get(element_type, found.dtype))
+        if element_type
+        else found.dtype
+    )
 
 
 def to_torch(tensor: onnx.TensorProto, floating: torch.dtype) -> torch.Tensor:

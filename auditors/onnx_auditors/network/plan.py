@@ -19,7 +19,7 @@ from onnx_auditors.network import ops as _ops  # noqa: F401 - fills the registry
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.node import DependsOnInput, Node, Refused, Value
 from onnx_auditors.network.reading import STANDARD_DOMAINS, walk
-from onnx_auditors.network.registry import OPERATORS, Function
+from onnx_auditors.network.registry import Function, Operator, find
 
 _SHAPE_ALONE = frozenset({"Shape", "Size"})
 
@@ -63,7 +63,7 @@ def check_operators(graph: onnx.GraphProto, opset: int) -> None:
     missing = [
         describe(node, opset)
         for node in walk(graph.node)
-        if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS
+        if find(node.domain, node.op_type) is None
     ]
     if missing:
         raise unsupported(missing)
@@ -155,17 +155,22 @@ class Binder:
     def _bind_node(
         self, proto: onnx.NodeProto, values: Mapping[str, Value], device: torch.device
     ) -> tuple[Step | None, list[Value]]:
+        entry = find(proto.domain, proto.op_type)
+        if entry is None:
+            raise Refused("it is not in the registry")
         inputs = [values[name] if name else None for name in proto.input]
+        if not entry.carries:
+            inputs = [value and value.materialised() for value in inputs]
         outputs = [name if name in self._read else "" for name in proto.output]
-        node = Node(proto, self._opset, inputs, len(outputs), self._floating)
-        function = _bind_function(node)
+        node = Node(proto, self._opset, inputs, outputs, self._floating)
+        function = _bind_function(entry, node)
         arguments = node.arguments()
         metas = self._call(proto, function, [a.meta if a else None for a in arguments])
         if any(outputs[len(metas) :]):
             raise Refused(f"only the first {len(metas)} outputs are covered")
         names = outputs[: len(metas)]
         metas = [m.to("meta") for m in metas]
-        types = [node.output_type(meta.dtype) for meta in metas]
+        types = [node.output_type(i, meta.dtype) for i, meta in enumerate(metas)]
         for name, meta in zip(names, metas, strict=True):
             self._check_size(name, meta)
         if all(a is None or a.constant is not None for a in arguments):
@@ -175,8 +180,13 @@ class Binder:
         if node.op_type in _SHAPE_ALONE:
             constants = self._call(proto, function, [None])
             return None, [Value(names[0], metas[0], constants[0].to(device), types[0])]
+        held = [a is not None and values[a.name].is_carried for a in arguments]
+        if not entry.carries and any(held):
+            function = _on_integers(function, [a.meta.dtype if a else None for a in arguments])
         step = Step(function, tuple(a.name if a else "" for a in arguments), tuple(names))
-        return step, [Value(n, m, None, t) for n, m, t in zip(names, metas, types, strict=True) if n]
+        return step, [
+            Value(n, m, None, t) for n, m, t in zip(names, metas, types, strict=True) if n
+        ]
 
     @staticmethod
     def _call(
@@ -202,8 +212,17 @@ class Binder:
             )
 
 
-def _bind_function(node: Node) -> Function:
-    entry = OPERATORS[node.op_type]
+def _on_integers(function: Function, dtypes: Sequence[torch.dtype | None]) -> Function:
+    """Wraps a function so that integers held as floats reach it as integers."""
+
+    def converted(*arguments: Tensor | None) -> Any:  # noqa: ANN401 - what the function returns
+        pairs = zip(arguments, dtypes, strict=True)
+        return function(*[a if a is None or d is None else a.to(d) for a, d in pairs])
+
+    return converted
+
+
+def _bind_function(entry: Operator, node: Node) -> Function:
     if node.opset < entry.since:
         node.refuse(f"its meaning before opset {entry.since} is not covered")
     try:
