@@ -326,9 +326,24 @@ def _attention(view: _View, _: int) -> _Verdict:
     return _require(present == [0, 1, 2] and all(map(view.varies, present)) and view.axis == 0)
 
 
+def _einsum(view: _View, _: int) -> _Verdict:
+    """The rows have a letter of their own, which stands first in the result too."""
+    equation = view.attribute("equation", b"").decode().replace(" ", "")
+    operands, arrow, result = equation.partition("->")
+    terms = operands.split(",")
+    if not arrow or "." in equation or view.axis or len(terms) != len(view.inputs):
+        raise NotBatchwise
+    varying = [term for i, term in enumerate(terms) if view.varies(i)]
+    others = [term for i, term in enumerate(terms) if not view.varies(i)]
+    row = varying[0][0]
+    once = all(term[0] == row and term.count(row) == 1 for term in [*varying, result])
+    return _require(once and not any(row in term for term in others))
+
+
 _RULES: dict[str, _Rule] = {
     "MatMul": _matmul, "Gemm": _gemm, "Transpose": _transpose, "Flatten": _flatten,
     "Reshape": _reshape, "Expand": _expand, "Squeeze": _squeeze, "Unsqueeze": _squeeze,
     "Concat": _concat, "Slice": _slice, "Gather": _gather, "Pad": _pad, "Resize": _resize,
     "QuantizeLinear": _quantize, "DequantizeLinear": _quantize, "Attention": _attention,
+    "Einsum": _einsum,
 }  # fmt: skip
