@@ -255,7 +255,9 @@ def _rename(
     for name, value in zip(names, results, strict=False):
         if not name:
             continue
-        if value.constant is not None:
+        if value.name == prefix + name:
+            renamed[name] = value
+        elif value.constant is not None:
             renamed[name] = dataclasses.replace(value, name=prefix + name)
         else:
             renamed[name] = _apply(walker, _IDENTITY, _pass, [value], prefix + name)
