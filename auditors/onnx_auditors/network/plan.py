@@ -166,6 +166,9 @@ class Binder:
         function = _bind_function(entry, node)
         arguments = node.arguments()
         metas = self._call(proto, function, [a.meta if a else None for a in arguments])
+        if len(metas) > len(outputs):
+            function = _first(function, len(outputs))
+            metas = metas[: len(outputs)]
         if any(outputs[len(metas) :]):
             raise Refused(f"only the first {len(metas)} outputs are covered")
         names = outputs[: len(metas)]
@@ -210,6 +213,11 @@ class Binder:
                 f"value '{name}' of shape {list(meta.shape)} takes {size:,} bytes; at most "
                 f"{self._limits.max_value_bytes:,} are accepted"
             )
+
+
+def _first(function: Function, count: int) -> Function:
+    """Wraps a function of several results whose last ones nobody asked for."""
+    return lambda *arguments: function(*arguments)[:count]
 
 
 def _on_integers(function: Function, dtypes: Sequence[torch.dtype | None]) -> Function:

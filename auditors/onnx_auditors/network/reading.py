@@ -25,6 +25,7 @@ from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.summary import summarize
 
 TARGET_OPSET = 21
+_BROADCASTING_OPSET = 7
 STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -77,12 +78,20 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     there are refused when they are bound.
     """
     prepared = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
+    if _has_channel_slopes(prepared):
+        return prepared  # the converter leaves them as they are, and their meaning changes
     if standard_opset(prepared) < TARGET_OPSET:
         try:
             prepared = onnx.version_converter.convert_version(prepared, TARGET_OPSET)
         except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
             return prepared
     return prepared
+
+
+def _has_channel_slopes(proto: onnx.ModelProto) -> bool:
+    """Says whether there are PRelus of before opset 7, whose slopes do not broadcast."""
+    old = standard_opset(proto) < _BROADCASTING_OPSET
+    return old and any(node.op_type == "PRelu" for node in walk(proto.graph.node))
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
