@@ -361,8 +361,15 @@ def _names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _check(proto: onnx.ModelProto) -> None:
+    checked = _without_weights(proto)[0]
+    # ONNX Runtime's optimiser writes this operator into the standard domain, which has none.
+    for node in walk(checked.graph.node):
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = "com.microsoft"
+    if all(o.domain != "com.microsoft" for o in checked.opset_import):
+        checked.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     try:
-        onnx.checker.check_model(_without_weights(proto)[0])
+        onnx.checker.check_model(checked)
     except onnx.checker.ValidationError as error:
         raise InvalidModel(f"the file breaks ONNX's rules: {error}") from error
 
