@@ -3,8 +3,10 @@
 A plan of a graph with batch k is rewritten for n rows by induction over its steps: if every value
 that a step reads has one row per sample along some axis, and the operator computes each row of its
 result from the same row alone, its result has one row per sample too, along an axis that the rule
-knows. Reshape and Expand get that axis rewritten, since they name it; constants stay those of batch
-k. A step that no rule covers ends the attempt, and the graph is mapped over its own batch instead.
+knows. A sample may have several entries along that axis, next to each other, as where heads of an
+attention are joined to the batch. Reshape and Expand get that axis rewritten, since they name it;
+constants stay those of batch k. A step that no rule covers ends the attempt, and the graph is mapped
+over its own batch instead.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class _View:
     out: tuple[int, ...]
     batch: int
     axis: int
+    entries: int
 
     def attribute(self, name: str, default: Any) -> Any:  # noqa: ANN401 - the attribute's type
         for a in self.step.node.attribute:
@@ -106,7 +109,7 @@ def rewrite(binder: Binder, plan: Plan, batch: int, rows: int, device: torch.dev
             values[name] = value
         elif name not in made:
             values[name] = _with_rows(value, batch, rows)
-    axes = dict.fromkeys((name for name, value in values.items() if value.constant is None), 0)
+    axes = {name: (0, 1) for name, value in values.items() if value.constant is None}
     walker = Walker(binder, device, values)
     for step in plan.steps:
         inputs = [plan.values[name] if name else None for name in step.reads]
@@ -114,7 +117,7 @@ def rewrite(binder: Binder, plan: Plan, batch: int, rows: int, device: torch.dev
         if len(along) != 1:
             raise NotBatchwise
         shapes = [v.shape if v else () for v in inputs]
-        view = _View(step, inputs, shapes, plan.shape(_first(step)), batch, along.pop())
+        view = _View(step, inputs, shapes, plan.shape(_first(step)), batch, *along.pop())
         given = [values[name] if name else None for name in step.reads]
         changes, axis = _rule(view)(view, rows)
         for index, constant in changes.items():
@@ -127,12 +130,14 @@ def rewrite(binder: Binder, plan: Plan, batch: int, rows: int, device: torch.dev
                 if not value.name:
                     continue
                 before = plan.shape(value.name)
-                if value.shape != (*before[:axis], rows, *before[axis + 1 :]):
+                entries = before[axis] // batch
+                if value.shape != (*before[:axis], entries * rows, *before[axis + 1 :]):
                     raise NotBatchwise
-                values[value.name], axes[value.name] = value, axis
+                values[value.name], axes[value.name] = value, (axis, entries)
         except Refused as reason:
             raise NotBatchwise from reason
-    return Plan(walker.steps, values)
+    moved = frozenset(name for name, place in axes.items() if place != (0, 1))
+    return Plan(walker.steps, values, moved)
 
 
 _Changes = dict[int, torch.Tensor]
@@ -236,15 +241,16 @@ def _flatten(view: _View, _: int) -> _Verdict:
 
 
 def _reshape(view: _View, rows: int) -> _Verdict:
-    """Entries keep their order, so a first axis of size k on both sides is the same axis."""
-    _require(view.only_first_varies() and view.out[:1] == (view.batch,) and view.axis == 0)
-    return {1: torch.tensor([rows, *view.out[1:]])}, 0
+    """Entries keep their order, so a sample's stay together along a first axis of multiples of k."""
+    whole = bool(view.out) and view.out[0] % view.batch == 0
+    _require(view.only_first_varies() and whole and view.axis == 0)
+    return {1: torch.tensor([view.out[0] // view.batch * rows, *view.out[1:]])}, 0
 
 
 def _expand(view: _View, rows: int) -> _Verdict:
-    same = len(view.out) == len(view.shapes[0])
+    same = len(view.out) == len(view.shapes[0]) and view.out[0] == view.shapes[0][0]
     _require(view.only_first_varies() and same and view.axis == 0)
-    return {1: torch.tensor([rows, *view.out[1:]])}, 0
+    return {1: torch.tensor([view.entries * rows, *view.out[1:]])}, 0
 
 
 def _squeeze(view: _View, _: int) -> _Verdict:
@@ -263,6 +269,7 @@ def _squeeze(view: _View, _: int) -> _Verdict:
 
 def _concat(view: _View, rows: int) -> _Verdict:
     """Joins along another axis; a constant of one row is repeated for every row."""
+    _require(view.entries == 1)
     _require(view.attribute("axis", 0) % len(view.out) != view.axis)
     changes = {}
     for i, value in enumerate(view.inputs):
@@ -319,9 +326,24 @@ def _attention(view: _View, _: int) -> _Verdict:
     return _require(present == [0, 1, 2] and all(map(view.varies, present)) and view.axis == 0)
 
 
+def _einsum(view: _View, _: int) -> _Verdict:
+    """The rows have a letter of their own, which stands first in the result too."""
+    equation = view.attribute("equation", b"").decode().replace(" ", "")
+    operands, arrow, result = equation.partition("->")
+    terms = operands.split(",")
+    if not arrow or "." in equation or view.axis or len(terms) != len(view.inputs):
+        raise NotBatchwise
+    varying = [term for i, term in enumerate(terms) if view.varies(i)]
+    others = [term for i, term in enumerate(terms) if not view.varies(i)]
+    row = varying[0][0]
+    once = all(term[0] == row and term.count(row) == 1 for term in [*varying, result])
+    return _require(once and not any(row in term for term in others))
+
+
 _RULES: dict[str, _Rule] = {
     "MatMul": _matmul, "Gemm": _gemm, "Transpose": _transpose, "Flatten": _flatten,
     "Reshape": _reshape, "Expand": _expand, "Squeeze": _squeeze, "Unsqueeze": _squeeze,
     "Concat": _concat, "Slice": _slice, "Gather": _gather, "Pad": _pad, "Resize": _resize,
     "QuantizeLinear": _quantize, "DequantizeLinear": _quantize, "Attention": _attention,
+    "Einsum": _einsum,
 }  # fmt: skip

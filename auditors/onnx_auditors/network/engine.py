@@ -90,7 +90,7 @@ class Engine:
             InvalidModel: A target does not follow from the sources alone.
         """
         plan = self.batched_plan(signature, rows)
-        if plan is None:
+        if plan is None or plan.moved.intersection((*sources, *targets)):
             return None
         return self._lowered((signature, rows, sources, targets), plan, sources, targets)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import onnx
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from onnx_audit import v1
 from onnx_auditors.errors import AuditError, InvalidModel, UnsupportedOperator
@@ -171,6 +172,16 @@ class Network(nn.Module):
         """Where it computes."""
         return next((b.device for b in self.buffers()), torch.device("cpu"))
 
+    @property
+    def batch(self) -> int | None:
+        """The batch that the graph itself is fixed to; None where it takes any."""
+        return self._engine.batch
+
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """The nodes that are run, in topological order."""
+        return self._graph.node
+
     @cached_property
     def surrogate(self) -> bool:
         """Whether gradients pass a rounding straight through, where the true ones are 0."""
@@ -207,19 +218,32 @@ class Network(nn.Module):
         """Returns the torch.fx graph of the logits for batches like x: (x) -> (logits,).
 
         For `torch.export`, CUDA graphs and those who look into graphs. Its nodes carry the model's
-        nodes as `meta["onnx"]`.
+        nodes as `meta["onnx"]`, except where the model has to be mapped over its own fixed batch:
+        that graph is one of torch's own operators.
 
         Raises:
-            UnsupportedOperator: The model runs only row by row at this batch.
+            UnsupportedOperator: The graph depends on the content of the input.
         """
-        name = self.input.name
-        found = self._engine.graph(self._signature({name: x}), len(x), (name,), (self.logits,))
-        if found is None:
+        if not self._engine.static:
             raise UnsupportedOperator(
-                f"a batch of {len(x)} is mapped over the model's fixed batch of "
-                f"{self._engine.batch}: only that one is a graph"
+                "shapes or branches of this model depend on the content of its input: it is "
+                "computed node by node, and has no graph"
             )
+        name = self.input.name
+        signature, targets = self._signature({name: x}), (self.logits,)
+        found = self._engine.graph(signature, len(x), (name,), targets)
+        if found is None:
+            run = self._engine.runner(signature, len(x), (name,), targets)
+            found = make_fx(run)(x.detach())
         return found
+
+    def plan(self, x: Tensor) -> Plan:
+        """Returns the plan for batches like x, at the fixed batch if there is one.
+
+        Raises:
+            UnsupportedOperator: Its shapes depend on the content of the input.
+        """
+        return self._engine.plan(self._signature({self.input.name: x}))
 
     def evaluate(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns every output of the graph, by name, as the file defines it.
@@ -269,8 +293,9 @@ class Network(nn.Module):
         return scores.reshape(len(h), -1)
 
     def value_names(self) -> list[str]:
-        """Returns the names of all computed values, in topological order."""
-        return [name for node in self._graph.node for name in node.output if name]
+        """Returns the names of all values that are read or put out, in topological order."""
+        made = (name for node in self._graph.node for name in node.output)
+        return [name for name in made if name in self._binder.read - {""}]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch leaves it untyped

@@ -59,10 +59,12 @@ class Plan:
     Attributes:
         steps: What is left to run, in order.
         values: What is known of every value, by name.
+        moved: Names of values whose first axis is not the batch, where the plan knows.
     """
 
     steps: list[Step]
     values: dict[str, Value]
+    moved: frozenset[str] = frozenset()
 
     @property
     def constants(self) -> dict[str, Tensor]:

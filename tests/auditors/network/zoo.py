@@ -25,8 +25,8 @@ def alexnet() -> nn.Module:
         nn.Conv2d(3, 16, 5, stride=2, padding=2), nn.ReLU(), nn.LocalResponseNorm(5, k=2.0),
         nn.MaxPool2d(3, 2), nn.Conv2d(16, 24, 5, padding=2, groups=2), nn.ReLU(),
         nn.LocalResponseNorm(5, k=2.0), nn.MaxPool2d(3, 2), nn.Conv2d(24, 32, 3, padding=1),
-        nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1, groups=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Dropout(), nn.Linear(64, 48), nn.ReLU(), nn.Dropout(), nn.Linear(48, 10),
+        nn.ReLU(), nn.Conv2d(32, 16, 3, padding=1, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Dropout(), nn.Linear(144, 48), nn.ReLU(), nn.Dropout(), nn.Linear(48, 10),
     )  # fmt: skip
 
 
