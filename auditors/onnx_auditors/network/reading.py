@@ -25,6 +25,7 @@ from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.summary import summarize
 
 TARGET_OPSET = 21
+_BROADCASTING_OPSET = 7
 STANDARD_DOMAINS = ("", "ai.onnx")
 _SMALL_BYTES = 4096
 """Up to here stored tensors may be shapes and axes, which the converter reads."""
@@ -97,7 +98,8 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
     prepared, weights = _without_weights(proto)
     if prepared.functions:
         prepared = onnx.inliner.inline_local_functions(prepared)
-    if 0 < standard_opset(prepared) < TARGET_OPSET:
+    # The converter leaves the slopes of old PRelus as they are, though their meaning changes.
+    if 0 < standard_opset(prepared) < TARGET_OPSET and not _has_channel_slopes(prepared):
         try:
             prepared = onnx.version_converter.convert_version(prepared, TARGET_OPSET)
         except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
@@ -136,6 +138,12 @@ def _without_weights(
         graph=graph,
     )
     return copy, large
+
+
+def _has_channel_slopes(proto: onnx.ModelProto) -> bool:
+    """Says whether there are PRelus of before opset 7, whose slopes do not broadcast."""
+    old = standard_opset(proto) < _BROADCASTING_OPSET
+    return old and any(node.op_type == "PRelu" for node in walk(proto.graph.node))
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
@@ -353,8 +361,15 @@ def _names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _check(proto: onnx.ModelProto) -> None:
+    checked = _without_weights(proto)[0]
+    # ONNX Runtime's optimiser writes this operator into the standard domain, which has none.
+    for node in walk(checked.graph.node):
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = "com.microsoft"
+    if all(o.domain != "com.microsoft" for o in checked.opset_import):
+        checked.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     try:
-        onnx.checker.check_model(_without_weights(proto)[0])
+        onnx.checker.check_model(checked)
     except onnx.checker.ValidationError as error:
         raise InvalidModel(f"the file breaks ONNX's rules: {error}") from error
 

@@ -121,8 +121,6 @@ def read_transposed_window(node: Node) -> Window:
             )
         ]
         totals = [f - asked for f, asked in zip(full, shape, strict=True)]
-        if min(totals) < 0:
-            node.refuse(f"output_shape {shape} is larger than {full}")
         smaller = [total // 2 for total in totals]
         larger = [total - half for total, half in zip(totals, smaller, strict=True)]
         pads = smaller + larger if auto_pad == "SAME_UPPER" else larger + smaller

@@ -11,7 +11,7 @@ from onnx_auditors.network.node import Node
 from onnx_auditors.network.registry import Function, operator
 
 _HEADS_SPLIT = 4
-_BEFORE, _CAPPED, _BIASED, _PROBABILITIES = range(4)
+_BIASED = 2
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -37,8 +37,8 @@ def attention(node: Node) -> Function:
     cap, causal = node.number("softcap", 0.0), bool(node.integer("is_causal", 0))
     windows = (node.integer("left_window_size", -1), node.integer("right_window_size", -1))
     mode = node.integer("qk_matmul_output_mode", 0)
-    if mode in {_CAPPED, _BIASED} and node.opset < _ORDERED and cap:
-        node.refuse("this qk_matmul_output_mode with softcap means other things in this opset")
+    if mode == _BIASED and causal and node.wants(3):
+        node.refuse("ONNX Runtime shows masked scores as its lowest number, the standard as -inf")
 
     def function(  # noqa: PLR0913 - the operator's inputs
         query: Tensor,
@@ -74,9 +74,6 @@ def attention(node: Node) -> Function:
         return (y if split else join_heads(y)), key, value, shown
 
     return function
-
-
-_ORDERED = 24
 
 
 def masked_softmax(scores: Tensor, bias: Tensor) -> Tensor:

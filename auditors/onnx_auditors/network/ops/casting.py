@@ -86,7 +86,7 @@ _MANTISSA = {torch.float8_e4m3fn: 3, torch.float8_e4m3fnuz: 3, torch.float8_e5m2
 
 
 def to_float4(x: Tensor) -> Tensor:
-    """Rounds to float4 e2m1, ties to the even code; what is too large becomes 6."""
+    """Rounds to float4 e2m1, ties to the even code; what is too large becomes 6, NaN -0."""
     codes = _FLOAT4.to(x.device)
     middles = (codes[1:] + codes[:-1]) / 2
     size = x.float().abs()
@@ -95,7 +95,7 @@ def to_float4(x: Tensor) -> Tensor:
     above = torch.bucketize(size, middles, right=True)
     code = torch.where(below % 2 == 0, below, above)
     value = torch.copysign(codes[code], x.float())
-    return torch.where(torch.isnan(x), torch.full_like(value, 6.0), value)
+    return torch.where(torch.isnan(x), -torch.zeros_like(value), value)
 
 
 def wrap(x: Tensor, to: int) -> Tensor:
@@ -115,7 +115,8 @@ def _to_exponent(node: Node, mode: str, *, saturate: bool) -> Function:
     def function(x: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(x.float())
         power = exponent - 1 + (mantissa.abs() > 1 / np.float32(2)).to(torch.int32)
-        code = (power + 127).clamp(0, 254).to(torch.uint8)
+        code = torch.where(x == 0, 0, (power + 127).clamp(0, 254))
+        code = torch.where(torch.isnan(x), 255, code).to(torch.uint8)
         return code.view(torch.float8_e8m0fnu)
 
     return function

@@ -115,9 +115,15 @@ def leaky_relu(node: Node) -> Function:
     return lambda x: functional.leaky_relu(x, slope)
 
 
-@operator("PRelu", since=9)
-def prelu(_: Node) -> Function:
-    """Rectifies with slopes from a tensor that broadcasts to the input."""
+@operator("PRelu", since=6)
+def prelu(node: Node) -> Function:
+    """Rectifies with slopes from a tensor that broadcasts to the input.
+
+    Before opset 7 a list of slopes is one for each channel, whatever the last axis.
+    """
+    if node.opset < 7 and len(node.shape(1)) == 1:  # noqa: PLR2004 - the opset's number
+        shape = [-1] + [1] * (len(node.shape()) - 2)
+        return lambda x, slope: torch.where(x < 0, slope.reshape(shape) * x, x)
     return lambda x, slope: torch.where(x < 0, slope * x, x)
 
 
@@ -183,6 +189,13 @@ def swish(node: Node) -> Function:
     """x sigmoid(alpha x)."""
     alpha = node.number("alpha", 1.0)
     return lambda x: x * torch.sigmoid(alpha * x)
+
+
+@operator("SwiGLU", since=28)
+def swiglu(node: Node) -> Function:
+    """Swish of the first tensor times the second."""
+    alpha = node.number("alpha", 1.0)
+    return lambda a, b: a * torch.sigmoid(alpha * a) * b
 
 
 @operator("Shrink", since=9)

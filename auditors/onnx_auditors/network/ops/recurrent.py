@@ -29,6 +29,8 @@ def _activations(node: Node, directions: int) -> list[list[_Activation]]:
     alphas = list(node.value("activation_alpha")) if node.has("activation_alpha") else []
     betas = list(node.value("activation_beta")) if node.has("activation_beta") else []
     clip = node.number("clip", 0.0)
+    if clip and node.op_type == "LSTM":
+        node.refuse("clip, which ONNX Runtime applies to an LSTM in its own way")
     found = []
     for name in names:
         function = _activation(node, name.lower(), alphas, betas)

@@ -110,7 +110,7 @@ def top_k(node: Node) -> Function:
     largest, _ = bool(node.integer("largest", 1)), node.integer("sorted", 1)
 
     def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        values, places = torch.sort(x, axis, descending=largest, stable=True)
+        values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, k), places.narrow(axis, 0, k)
 
     return function

@@ -54,9 +54,9 @@ def upsample(node: Node) -> Function:
     kernel = _linear if node.text("mode", "nearest") == "linear" else _nearest_floor
     matrices = []
     for axis, (old, scale) in enumerate(zip(node.shape(), scales, strict=True)):
-        new = math.floor(old * scale)
+        new = _scaled(old, scale)
         if new != old:
-            matrix = _matrix(np.arange(new) / scale, old, kernel, 1.0, exclude=False)
+            matrix = _matrix(np.arange(new) / np.float64(scale), old, kernel, 1.0, exclude=False)
             matrices.append((axis, torch.from_numpy(matrix), torch.zeros(new)))
     return _along_axes(node, matrices, nearest=kernel is _nearest_floor)
 
@@ -98,7 +98,7 @@ def _scales_and_sizes(node: Node, axes: list[int]) -> tuple[list[float], list[in
     policy = node.text("keep_aspect_ratio_policy", "stretch")
     if node.present(2) and node.inputs[2] is not None and math.prod(node.shape(2)):
         scales = [float(s) for s in node.constant(2).tolist()]
-        return scales, [math.floor(n * s) for n, s in zip(old, scales, strict=True)]
+        return scales, [_scaled(n, s) for n, s in zip(old, scales, strict=True)]
     if node.present(2):
         node.constant(2)
     sizes = node.constant_ints(3)
@@ -111,10 +111,15 @@ def _scales_and_sizes(node: Node, axes: list[int]) -> tuple[list[float], list[in
     return [scale] * len(old), [math.floor(n * scale + 0.5) for n in old]
 
 
+def _scaled(size: int, scale: float) -> int:
+    """Returns a size times a scale, rounded down, in single precision as ONNX Runtime does."""
+    return math.floor(np.float32(size) * np.float32(scale))
+
+
 def _coordinates(
     node: Node,
     transform: str,
-    y: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
     old: int,
     new: int,
     scale: float,
@@ -125,23 +130,29 @@ def _coordinates(
     ONNX Runtime takes the whole number of entries as the output's length in align_corners, unlike
     the standard's reference.
     """
-    start, end = region
+    y, scale32 = places.astype(np.float32), np.float32(scale)
+    start, end = np.float32(region[0]), np.float32(region[1])
+    last = np.float32(old - 1)
+    # Single precision, in ONNX Runtime's order: a rounding step may hang on the last digit.
     if transform == "align_corners":
-        return y * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
-    if transform == "asymmetric":
-        return y / scale
-    if transform == "tf_crop_and_resize":
-        if new == 1:
-            return np.full(new, 0.5 * (start + end) * (old - 1))
-        return start * (old - 1) + y * (end - start) * (old - 1) / (new - 1)
-    half_pixel: _Array = (y + 0.5) / scale - 0.5
-    if transform == "half_pixel":
-        return half_pixel
-    if transform == "pytorch_half_pixel":
-        return half_pixel if new > 1 else np.zeros(new)
-    if transform == "half_pixel_symmetric":
-        return half_pixel + old / 2 * (1 - new / (scale * old))
-    node.refuse(f"coordinate_transformation_mode {transform} is not covered")
+        x = y * last / np.float32(new - 1) if new > 1 else np.zeros(new)
+    elif transform == "asymmetric":
+        x = y / scale32
+    elif transform == "tf_crop_and_resize" and new == 1:
+        x = np.full(new, np.float32(0.5) * (start + end) * last)
+    elif transform == "tf_crop_and_resize":
+        x = start * last + y * (end - start) * last / np.float32(new - 1)
+    elif transform == "half_pixel" or (transform == "pytorch_half_pixel" and new > 1):
+        x = (y + np.float32(0.5)) / scale32 - np.float32(0.5)
+    elif transform == "pytorch_half_pixel":
+        x = np.zeros(new)
+    elif transform == "half_pixel_symmetric":
+        adjustment = np.float32(new) / (scale32 * np.float32(old))
+        offset = np.float32(old) / np.float32(2) * (np.float32(1) - adjustment)
+        x = offset + (y + np.float32(0.5)) / scale32 - np.float32(0.5)
+    else:
+        node.refuse(f"coordinate_transformation_mode {transform} is not covered")
+    return x.astype(np.float64)
 
 
 _Kernel = Callable[[_Array, _Array], _Array]
