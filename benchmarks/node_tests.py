@@ -185,9 +185,7 @@ def run_reference(case: Case) -> list[Any]:
     return list(onnx.reference.ReferenceEvaluator(case.model).run(None, case.inputs))
 
 
-def agree(
-    found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = False
-) -> bool:
+def agree(found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = False) -> bool:
     """Says whether outputs agree in number, type, shape and values.
 
     Args:

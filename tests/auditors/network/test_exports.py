@@ -27,6 +27,7 @@ MATRIX = [
     for name in zoo.ZOO
     for dynamo, opsets in ((True, (18, 20, 21, 23)), (False, (13, 15, 17, 18)))
     for fixed, opset in itertools.product((0, 1), opsets)
+    if (name, opset) != ("vit", 13)  # torch exports its attention from opset 14 on
 ]
 
 

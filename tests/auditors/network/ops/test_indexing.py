@@ -70,9 +70,7 @@ def test_arg(op_type: str, last: int, axis: int) -> None:
 
 
 @FEW
-@given(
-    exclusive=st.sampled_from([0, 1]), reverse=st.sampled_from([0, 1]), axis=st.integers(-2, 1)
-)
+@given(exclusive=st.sampled_from([0, 1]), reverse=st.sampled_from([0, 1]), axis=st.integers(-2, 1))
 def test_cumulative_sum(exclusive: int, reverse: int, axis: int) -> None:
     """CumSum agrees from either end, with and without the entry itself."""
     inputs = [draw(3, 4), np.array(axis)]
