@@ -125,7 +125,9 @@ def open_context(
         network = load(model_path, device, limits, sample_shape=shape)
     context = Context(
         network=network,
-        session=Session(model_path, device, threads),
+        session=Session(
+            model_path, device, threads, output=network.output, classes=network.classes
+        ),
         input_map=InputMap(filled, network.summary, summary, device),
         probes=probes.open_probes(probes_path),
         summary=summary,

@@ -1,8 +1,12 @@
 """From an ONNX file to a network that can be differentiated, and the proof that it is the same."""
 
+from onnx_auditors.network.heads import fit_linear_head
+from onnx_auditors.network.layers import Layer
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.network import Network, load
 from onnx_auditors.network.parity import parity, require
 from onnx_auditors.network.session import Session
 
-__all__ = ["Limits", "Network", "Session", "load", "parity", "require"]
+__all__ = [
+    "Layer", "Limits", "Network", "Session", "fit_linear_head", "load", "parity", "require",
+]  # fmt: skip

@@ -17,6 +17,8 @@ class Limits:
         max_subgraph_depth: Nesting of subgraphs.
         max_dimension: Largest size of one axis.
         max_initializer_bytes: Stored weights, external data included.
+        max_steps: Nodes that run, every turn of a loop counted.
+        max_iterations: Turns of one loop.
         max_value_bytes: One computed value of the graph, for one batch.
     """
 
@@ -25,4 +27,6 @@ class Limits:
     max_subgraph_depth: int = 8
     max_dimension: int = 2**31 - 1
     max_initializer_bytes: int = 3 * _GIB // 2
+    max_steps: int = 200_000
+    max_iterations: int = 10_000
     max_value_bytes: int = 4 * _GIB

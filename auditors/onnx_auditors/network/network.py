@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel, UnsupportedOperator
+from onnx_auditors.errors import AuditError, InvalidModel, UnsupportedOperator
+from onnx_auditors.network.engine import Engine, Signature
+from onnx_auditors.network.layers import Layer, layers_of
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.node import Refused, to_dtype, to_torch
-from onnx_auditors.network.plan import Binder, Plan, check_operators, program
-from onnx_auditors.network.reading import ModelFile, prepare, read, standard_opset
-from onnx_auditors.network.summary import prediction_output
-
-_PASSES_ON = frozenset(
-    {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"}
+from onnx_auditors.network.node import Refused, Value, output_dtype, to_dtype, to_torch
+from onnx_auditors.network.outputs import choose_output, find_logits
+from onnx_auditors.network.plan import Binder, Plan, UnknownShape, check_operators
+from onnx_auditors.network.reading import (
+    ModelFile,
+    Prepared,
+    prepare,
+    read,
+    standard_opset,
+    walk,
 )
+from onnx_auditors.network.registry import find
+
 _HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 _TRIAL_BATCH = 2
-_NEWEST_OPSET = 26
+_NEWEST_OPSET = 28
 
 
 def load(
@@ -35,6 +43,7 @@ def load(
     *,
     floating: torch.dtype = torch.float32,
     sample_shape: Sequence[int] | None = None,
+    output: str | None = None,
 ) -> Network:
     """Forms the network of a model.
 
@@ -44,24 +53,25 @@ def load(
         limits: What the model may cost.
         floating: Dtype in which half and single precision are computed.
         sample_shape: Shape of one sample without the batch axis, for models that leave it open.
+        output: Name of the output with the class scores, for models where that is not plain.
 
     Raises:
         UnsupportedOperator: Nodes that cannot be made differentiable; lists them all.
-        InvalidModel: Not a readable ONNX file, or one that breaks ONNX's rules.
+        InvalidModel: Not a readable ONNX file, or one that breaks ONNX's rules; or no output of
+            the given name.
         LimitExceeded: Larger than the limits allow.
     """
     limits = limits or Limits()
     file = read(source, limits)
     opset = standard_opset(file.proto)
+    if opset > _NEWEST_OPSET:
+        raise UnsupportedOperator(
+            f"opset {opset} is newer than {_NEWEST_OPSET}; export the model with an older opset"
+        )
     if not file.proto.functions:
         check_operators(file.proto.graph, opset)
     prepared = prepare(file.proto)
-    check_operators(prepared.graph, opset)
-    if standard_opset(prepared) > _NEWEST_OPSET:
-        raise UnsupportedOperator(
-            f"opset {standard_opset(prepared)} is newer than {_NEWEST_OPSET}; export the model "
-            "with an older opset"
-        )
+    check_operators(prepared.proto.graph, opset)
     return Network(
         file,
         prepared,
@@ -69,20 +79,23 @@ def load(
         limits,
         floating=floating,
         sample_shape=sample_shape,
+        output=output,
     )
 
 
 class Network(nn.Module):
     """A model's graph as a differentiable function; its weights are buffers.
 
-    `network(x)` gives logits: a softmax at the end of the graph is left out, so that gradients do
-    not vanish where the model is sure. A model with a fixed batch takes any batch.
+    `network(x)` gives logits: a softmax, log-softmax or sigmoid at the end of the graph is left
+    out, so that gradients do not vanish where the model is sure; from labels it goes back to the
+    scores that they were picked from. A model with a fixed batch takes any batch. A model with
+    integer inputs takes floats of the same range, as leaves of gradients, or integers.
 
     Attributes:
         summary: What the file says of itself.
         original: The model as uploaded, with external data filled in.
         half_precision: Whether the model stores weights in half precision.
-        output: Name of the output that holds the class scores.
+        output: Name of the output that the model's answer is read from; empty if there is none.
         logits: Name of the value that `network(x)` returns.
     """
 
@@ -95,33 +108,35 @@ class Network(nn.Module):
     def __init__(
         self,
         file: ModelFile,
-        proto: onnx.ModelProto,
+        prepared: Prepared,
         device: torch.device,
         limits: Limits,
         *,
         floating: torch.dtype,
         sample_shape: Sequence[int] | None,
+        output: str | None,
     ) -> None:
         super().__init__()
         summary = file.summary
         self.summary = summary
         self.original = file.proto
         self.half_precision = any(t.data_type in _HALF for t in file.proto.graph.initializer)
-        self._graph = proto.graph
+        self._graph = prepared.proto.graph
         self._floating = floating
-        self._binder = Binder(proto.graph, standard_opset(proto), floating, limits)
-        self._weights: dict[str, str] = {}
-        for i, tensor in enumerate(proto.graph.initializer):
-            self._weights[tensor.name] = f"weight_{i}"
+        self._binder = Binder(self._graph, standard_opset(prepared.proto), floating, limits)
+        self._names: dict[str, str] = {}
+        for i, (name, tensor) in enumerate(prepared.weights.items()):
+            self._names[name] = f"weight_{i}"
             self.register_buffer(f"weight_{i}", _stored(tensor, floating).to(device))
-        self._forget_plans()
-        self.output = prediction_output(summary.outputs)
-        self.logits = self.output
-        self._batch = self._declared_batch()
+        self._engine = self._new_engine(device)
+        self._engine.batch = self._declared_batch()
+        self._runs: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
         self._sample_shape = sample_shape
         self._classes = 0
-        if all(size > 0 for info in summary.inputs for size in self._shape(info, 1)):
-            self._try_out()
+        self._unfit: AuditError | None = None
+        self.output = self.logits = ""
+        known = all(size > 0 for info in summary.inputs for size in self._shape(info, 1))
+        self._look(self._trial() if known else {}, output)
 
     @property
     def input(self) -> v1.TensorInfo:
@@ -140,8 +155,11 @@ class Network(nn.Module):
         """Number of classes.
 
         Raises:
-            InvalidModel: The model leaves its input's shape open, and no sample shape was given.
+            InvalidModel: The model leaves its input's shape open, and no sample shape was given;
+                or it has no output with class scores, or several.
         """
+        if self._unfit is not None:
+            raise self._unfit
         if not self._classes:
             raise InvalidModel(
                 f"input '{self.input.name}' has the open shape {list(self.input.shape)}: load the "
@@ -154,6 +172,34 @@ class Network(nn.Module):
         """Where it computes."""
         return next((b.device for b in self.buffers()), torch.device("cpu"))
 
+    @property
+    def batch(self) -> int | None:
+        """The batch that the graph itself is fixed to; None where it takes any."""
+        return self._engine.batch
+
+    @property
+    def nodes(self) -> Sequence[onnx.NodeProto]:
+        """The nodes that are run, in topological order."""
+        return self._graph.node
+
+    @cached_property
+    def surrogate(self) -> bool:
+        """Whether gradients pass a rounding straight through, where the true ones are 0."""
+        entries = (find(node.domain, node.op_type) for node in walk(self._graph.node))
+        return any(entry is not None and entry.surrogate for entry in entries)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The nodes that depend on the input, in order, with weights and static shapes.
+
+        Shapes are those at the fixed batch, or at batch 1.
+
+        Raises:
+            InvalidModel: The model leaves its input's shape open.
+            UnsupportedOperator: Its shapes depend on the content of its input.
+        """
+        return layers_of(self._plan_at(self._engine.batch or 1))
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits.
 
@@ -163,14 +209,60 @@ class Network(nn.Module):
         Returns:
             Float tensor [n, classes].
         """
-        (scores,) = self._execute({self.input.name: x}, (self.logits,), len(x))
-        return scores.reshape(len(x), -1)
+        run = self._runs.get((tuple(x.shape), x.dtype))
+        if run is None:
+            run = self._prepare(x)
+        return run(x)[0].reshape(x.shape[0], -1)
+
+    def graph(self, x: Tensor) -> fx.GraphModule:
+        """Returns the torch.fx graph of the logits for batches like x: (x) -> (logits,).
+
+        For `torch.export`, CUDA graphs and those who look into graphs. Its nodes carry the model's
+        nodes as `meta["onnx"]`, except where the model has to be mapped over its own fixed batch:
+        that graph is one of torch's own operators.
+
+        Raises:
+            UnsupportedOperator: The graph depends on the content of the input.
+        """
+        if not self._engine.static:
+            raise UnsupportedOperator(
+                "shapes or branches of this model depend on the content of its input: it is "
+                "computed node by node, and has no graph"
+            )
+        name = self.input.name
+        signature, targets = self._signature({name: x}), (self.logits,)
+        found = self._engine.graph(signature, len(x), (name,), targets)
+        if found is None:
+            run = self._engine.runner(signature, len(x), (name,), targets)
+            found = make_fx(run)(x.detach())
+        return found
+
+    def plan(self, x: Tensor) -> Plan:
+        """Returns the plan for batches like x, at the fixed batch if there is one.
+
+        Raises:
+            UnsupportedOperator: Its shapes depend on the content of the input.
+        """
+        return self._engine.plan(self._signature({self.input.name: x}))
 
     def evaluate(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns every output of the graph, by name, as the file defines it."""
+        """Returns every output of the graph, by name, as the file defines it.
+
+        Args:
+            inputs: Every input of the graph, by name. Element types of 2 and 4 bits come as int8,
+                uint8 or float32. A batch may be of any size, even if the file fixes one.
+
+        Raises:
+            InvalidModel: A node that cannot be evaluated on these inputs.
+        """
         names = [output.name for output in self._graph.output]
-        rows = len(next(iter(inputs.values())))
-        return dict(zip(names, self._execute(inputs, names, rows), strict=True))
+        types = {o.name: o.type.tensor_type.elem_type for o in self._graph.output}
+        if self._as_declared(inputs):
+            results = self._evaluate(inputs, names)
+        else:
+            rows = len(next(iter(inputs.values())))
+            results = self._engine.run(self._signature(inputs), rows, inputs, names)
+        return {n: r.to(output_dtype(types[n], r)) for n, r in zip(names, results, strict=True)}
 
     def values(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Returns values of the graph by name, each [n, ...].
@@ -182,7 +274,8 @@ class Network(nn.Module):
         Raises:
             InvalidModel: The graph has no such value.
         """
-        results = self._execute({self.input.name: x}, names, len(x))
+        given = {self.input.name: x}
+        results = self._engine.run(self._signature(given), len(x), given, names)
         return dict(zip(names, results, strict=True))
 
     def from_value(self, name: str, h: Tensor) -> Tensor:
@@ -195,21 +288,26 @@ class Network(nn.Module):
         Raises:
             InvalidModel: A path leads around the value.
         """
-        (scores,) = self._execute({name: h}, (self.logits,), len(h))
+        signature = self._signature_at(self._engine.batch or len(h))
+        (scores,) = self._engine.run(signature, len(h), {name: h}, (self.logits,))
         return scores.reshape(len(h), -1)
 
     def value_names(self) -> list[str]:
-        """Returns the names of all computed values, in topological order."""
-        return [name for node in self._graph.node for name in node.output if name]
+        """Returns the names of all values that are read or put out, in topological order."""
+        made = (name for node in self._graph.node for name in node.output)
+        return [name for name in made if name in self._binder.read - {""}]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self._forget_plans()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        fresh = self._new_engine(self.device)
+        fresh.batch, fresh.static = self._engine.batch, self._engine.static
+        self._engine = fresh
+        self._runs = {}
         return self
 
-    def _forget_plans(self) -> None:
-        self._plan = lru_cache(maxsize=32)(self._bind)
-        self._program = lru_cache(maxsize=256)(self._compile)
+    def _new_engine(self, device: torch.device) -> Engine:
+        weights = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+        return Engine(self._binder, weights, device)
 
     def _declared_batch(self) -> int | None:
         """Returns the batch that the file fixes; None where it is open."""
@@ -222,91 +320,125 @@ class Network(nn.Module):
         first = declared[:1] if declared[:1] > (0,) else (batch,)
         return (*first, *sample) if declared else ()
 
-    def _try_out(self) -> None:
-        """Binds once, so that all that is not covered is refused now; finds the logits.
+    def _trial(self) -> dict[str, Value]:
+        """Binds once, so that all that is not covered is refused now; returns what is known.
 
         A graph that says its batch is open and then writes a batch of one into a reshape is run
         like one with a fixed batch of one.
         """
-        if self._batch is None and not self._takes_batches():
-            self._batch = 1
-        batch = self._batch or _TRIAL_BATCH
-        plan = self._plan(self._input_shapes(batch))
-        self.logits = _before_softmax(self._graph, self.output, plan)
-        self._classes = math.prod(plan.shapes[self.output]) // batch
-
-    def _takes_batches(self) -> bool:
+        engine = self._engine
+        batch = engine.batch or _TRIAL_BATCH
         try:
-            plan = self._plan(self._input_shapes(_TRIAL_BATCH))
+            plan = engine.plan(self._signature_at(batch))
+        except UnknownShape:
+            engine.static = False
+            return engine.sample(self._signature_at(batch))
         except InvalidModel:
-            return False
-        return plan.shapes[self.output][:1] == (_TRIAL_BATCH,)
+            if engine.batch is not None:
+                raise
+            engine.batch = 1
+            return engine.plan(self._signature_at(1)).values
+        outputs = [plan.shape(output.name) for output in self._graph.output]
+        if engine.batch is None and not any(shape[:1] == (batch,) for shape in outputs):
+            engine.batch = 1
+            plan = engine.plan(self._signature_at(1))
+        return plan.values
 
-    def _input_shapes(self, batch: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        return tuple((info.name, self._shape(info, batch)) for info in self.summary.inputs)
-
-    def _bind(self, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Plan:
-        weights = {name: self.get_buffer(buffer) for name, buffer in self._weights.items()}
-        types = {i.name: i.type.tensor_type.elem_type for i in self._graph.input}
-        inputs = {
-            name: torch.empty(
-                shape, dtype=_input_dtype(name, types[name], self._floating), device="meta"
-            )
-            for name, shape in shapes
-        }
-        return self._binder.bind(weights, inputs, self.device)
-
-    def _compile(
-        self,
-        shapes: tuple[tuple[str, tuple[int, ...]], ...],
-        sources: tuple[str, ...],
-        targets: tuple[str, ...],
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    def _look(self, values: Mapping[str, Value], wanted: str | None) -> None:
+        """Finds output, logits and classes."""
+        batch = self._engine.batch or _TRIAL_BATCH
         try:
-            return program(self._plan(shapes), sources, targets)
-        except KeyError as error:
-            raise InvalidModel(
-                f"value {error} does not follow from {', '.join(sources)} alone"
-            ) from error
+            self.output = choose_output(self.summary.outputs, values, batch, wanted)
+            self.logits = self.output
+            if self.output in values:
+                self.logits = find_logits(self._graph, self.output, values)
+                self._classes = math.prod(values[self.logits].shape) // batch
+        except InvalidModel as error:
+            if wanted is not None:
+                raise
+            self._unfit = error
 
-    def _execute(
-        self, given: Mapping[str, Tensor], targets: Sequence[str], rows: int
-    ) -> Sequence[Tensor]:
-        names, wanted = tuple(given), tuple(targets)
-        batch = self._batch
-        if batch is None or batch == rows:
-            inputs = [given.get(info.name) for info in self.summary.inputs]
-            shapes = tuple(
-                (info.name, self._shape(info, rows) if x is None else tuple(x.shape))
-                for info, x in zip(self.summary.inputs, inputs, strict=True)
-            )
-            dtypes = self._plan(shapes).dtypes
-            run = self._program(shapes, names, wanted)
-            return run(*[x.to(dtypes[name]) for name, x in given.items()])
-        shapes = self._input_shapes(batch)
-        plan = self._plan(shapes)
-        chunks = [_chunk(x.to(plan.dtypes[n]), plan.shapes[n], batch) for n, x in given.items()]
-        run = self._program(shapes, names, wanted)
-        results = torch.func.vmap(run)(*chunks)
-        return [
-            _join(result, plan.shapes[name], batch, rows)
-            for result, name in zip(results, wanted, strict=True)
-        ]
+    def _prepare(self, x: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns the function from inputs like x to the logits, and keeps it."""
+        if self._unfit is not None:
+            raise self._unfit
+        name = self.input.name
+        run = self._engine.runner(self._signature({name: x}), len(x), (name,), (self.logits,))
+        self._runs[tuple(x.shape), x.dtype] = run
+        return run
 
+    def _input_dtype(self, info: v1.TensorInfo, given: torch.dtype | None = None) -> torch.dtype:
+        """Returns the dtype in which an input is computed with.
 
-def _chunk(x: Tensor, shape: tuple[int, ...], batch: int) -> Tensor:
-    """Cuts [n, ...] into [m, *shape] for a graph with a fixed batch, repeating the last row."""
-    missing = -len(x) % batch
-    if missing:
-        x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-    return x.reshape(len(x) // batch, *shape)
+        Floats given for integers stay floats: they are leaves of gradients.
+        """
+        element_type = onnx.TensorProto.DataType.Value(info.dtype.upper())
+        try:
+            declared = to_dtype(element_type, self._floating)
+        except Refused as reason:
+            raise UnsupportedOperator(f"input '{info.name}': {reason}") from reason
+        if given is None or declared.is_floating_point or not given.is_floating_point:
+            return declared
+        return self._floating
 
+    def _signature(self, given: Mapping[str, Tensor]) -> Signature:
+        """Returns the signature of inputs of the graph, at the fixed batch if there is one."""
+        signature = []
+        for info in self.summary.inputs:
+            if info.name not in given:
+                raise InvalidModel(f"input '{info.name}' is missing")
+            x = given[info.name]
+            batch = self._engine.batch
+            shape = tuple(x.shape) if batch is None else (batch, *x.shape[1:])
+            signature.append((info.name, shape, self._input_dtype(info, x.dtype)))
+        return tuple(signature)
 
-def _join(x: Tensor, shape: tuple[int, ...], batch: int, rows: int) -> Tensor:
-    """Puts the rows [m, *shape] of a graph with a fixed batch back together to [n, ...]."""
-    if shape[:1] == (batch,):
-        return x.reshape(-1, *shape[1:])[:rows]
-    return x[:rows]
+    def _signature_at(self, batch: int) -> Signature:
+        """Returns the signature of a batch as declared.
+
+        Raises:
+            InvalidModel: The file leaves shapes open.
+        """
+        signature = []
+        for info in self.summary.inputs:
+            shape = self._shape(info, batch)
+            if any(size < 0 for size in shape):
+                raise InvalidModel(
+                    f"input '{info.name}' has the open shape {list(info.shape)}: load the model "
+                    "with a sample shape"
+                )
+            signature.append((info.name, shape, self._input_dtype(info)))
+        return tuple(signature)
+
+    def _plan_at(self, batch: int) -> Plan:
+        return self._engine.plan(self._signature_at(batch))
+
+    def _as_declared(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Says whether the inputs have the shapes that the graph computes with, batch and all."""
+        fixed = self._engine.batch
+        for info in self.summary.inputs:
+            shape = tuple(inputs[info.name].shape) if info.name in inputs else ()
+            if not info.shape or info.name not in inputs:
+                continue
+            declared = (fixed or info.shape[0], *info.shape[1:])
+            if len(inputs) > 1:
+                declared = tuple(info.shape)
+            if not all(size in {-1, n} for size, n in zip(declared, shape, strict=False)):
+                return False
+        return True
+
+    def _evaluate(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
+        """Runs the plan of these shapes; where there is none, computes node by node."""
+        infos = {info.name: info for info in self.summary.inputs}
+        signature = tuple(
+            (name, tuple(x.shape), self._input_dtype(infos[name], x.dtype))
+            for name, x in inputs.items()
+        )
+        try:
+            return self._engine.direct(signature, inputs, names)
+        except UnknownShape:
+            given = {name: inputs[name].to(dtype) for name, _, dtype in signature}
+            return self._engine.compute(given, names)
 
 
 def _stored(tensor: onnx.TensorProto, floating: torch.dtype) -> Tensor:
@@ -316,29 +448,3 @@ def _stored(tensor: onnx.TensorProto, floating: torch.dtype) -> Tensor:
         raise UnsupportedOperator(f"initializer '{tensor.name}': {reason}") from reason
     except ValueError as error:
         raise InvalidModel(f"initializer '{tensor.name}' is damaged: {error}") from error
-
-
-def _input_dtype(name: str, element_type: int, floating: torch.dtype) -> torch.dtype:
-    try:
-        return to_dtype(element_type, floating)
-    except Refused as reason:
-        raise UnsupportedOperator(f"input '{name}': {reason}") from reason
-
-
-def _before_softmax(graph: onnx.GraphProto, output: str, plan: Plan) -> str:
-    """Returns the value before a softmax over the classes at the end of the graph, or the output.
-
-    Between softmax and output only operators that keep the entries and their order may stand.
-    """
-    makers = {name: node for node in graph.node for name in node.output}
-    node = makers.get(output)
-    while node is not None and node.op_type in _PASSES_ON:
-        node = makers.get(node.input[0])
-    if node is None or node.op_type != "Softmax":
-        return output
-    axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
-    shape = plan.shapes[node.input[0]]
-    scores = plan.shapes[output]
-    classes = math.prod(scores[1:])
-    one_row_per_sample = math.prod(shape) == scores[0] * classes and shape[axis] == classes
-    return node.input[0] if one_row_per_sample else output

@@ -12,10 +12,10 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-_HALF_OR_SINGLE: set[int] = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
+_PRECISIONS: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
 }
 _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.DOUBLE: torch.float64,
@@ -24,12 +24,39 @@ _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.INT32: torch.int32,
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.UINT8: torch.uint8,
+    onnx.TensorProto.UINT16: torch.uint16,
+    onnx.TensorProto.UINT32: torch.uint32,
+    onnx.TensorProto.UINT64: torch.uint64,
     onnx.TensorProto.BOOL: torch.bool,
+    onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    onnx.TensorProto.FLOAT8E5M2: torch.float8_e5m2,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    onnx.TensorProto.FLOAT8E8M0: torch.float8_e8m0fnu,
 }
+NARROW: dict[int, torch.dtype] = {
+    onnx.TensorProto.INT4: torch.int8,
+    onnx.TensorProto.INT2: torch.int8,
+    onnx.TensorProto.UINT4: torch.uint8,
+    onnx.TensorProto.UINT2: torch.uint8,
+    onnx.TensorProto.FLOAT4E2M1: torch.float32,
+}
+"""Element types that torch lacks, and the dtypes that hold their values."""
+INTEGERS = frozenset(
+    {onnx.TensorProto.INT2, onnx.TensorProto.INT4, onnx.TensorProto.INT8, onnx.TensorProto.INT16,
+     onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.UINT2, onnx.TensorProto.UINT4,
+     onnx.TensorProto.UINT8, onnx.TensorProto.UINT16, onnx.TensorProto.UINT32,
+     onnx.TensorProto.UINT64}
+)  # fmt: skip
+_ELEMENT_TYPES = {dtype: element_type for element_type, dtype in _DTYPES.items()}
 
 
 class Refused(Exception):  # noqa: N818 - control flow inside the package
     """An operator does not cover a node."""
+
+
+class DependsOnInput(Refused):
+    """A node cannot be bound before the content of the model's inputs is known."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +67,31 @@ class Value:
         name: Name in the graph.
         meta: Tensor without data that has the value's shape and element type.
         constant: The tensor itself where it depends on no input's content, else None.
+        element_type: ONNX's name for its element type; FLOAT for half precision too, once computed.
     """
 
     name: str
     meta: torch.Tensor
     constant: torch.Tensor | None
+    element_type: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the value."""
         return tuple(self.meta.shape)
+
+    @property
+    def is_carried(self) -> bool:
+        """Says whether these are integers held as floats."""
+        return self.element_type in INTEGERS and self.meta.is_floating_point()
+
+    def materialised(self) -> Value:
+        """Returns the value with integers as integers."""
+        if not self.is_carried:
+            return self
+        dtype = to_dtype(self.element_type, torch.float32)
+        constant = None if self.constant is None else self.constant.to(dtype)
+        return Value(self.name, self.meta.to(dtype), constant, self.element_type)
 
 
 class Node:
@@ -68,18 +110,21 @@ class Node:
         proto: onnx.NodeProto,
         opset: int,
         inputs: Sequence[Value | None],
-        output_count: int,
+        outputs: Sequence[str],
         floating: torch.dtype,
     ) -> None:
         self.op_type = proto.op_type
+        self.domain = proto.domain
         self.name = proto.name
         self.opset = opset
         self.inputs = list(inputs)
-        self.output_count = output_count
+        self.output_count = len(outputs)
+        self._outputs = list(outputs)
         self._attributes = {a.name: a for a in proto.attribute}
         self._unread = set(self._attributes)
         self._consumed: set[int] = set()
         self._floating = floating
+        self._declared: tuple[int, ...] = ()
 
     def has(self, attribute: str) -> bool:
         """Says whether an attribute is set."""
@@ -126,7 +171,7 @@ class Node:
         """Returns an input that must be constant; it is then not passed to the torch function."""
         value = self._input(index)
         if value.constant is None:
-            self.refuse(f"input {index} ('{value.name}') depends on the model's input")
+            raise DependsOnInput(f"input {index} ('{value.name}') depends on the model's input")
         self._consumed.add(index)
         return value.constant
 
@@ -137,6 +182,35 @@ class Node:
     def constant_ints(self, index: int) -> list[int]:
         """Returns an input of integers that must be constant, flattened."""
         return [int(i) for i in self.constant(index).reshape(-1).tolist()]
+
+    def element_type(self, index: int) -> int:
+        """Returns the ONNX element type of an input."""
+        return self._input(index).element_type
+
+    def declare(self, *element_types: int) -> None:
+        """Says the element types of the outputs, where their dtypes do not."""
+        self._declared = element_types
+
+    def output_type(self, index: int, dtype: torch.dtype) -> int:
+        """Returns the element type of an output: as declared, of the first input, or its dtype's.
+
+        Operators that take types torch has none for keep the type of their first input.
+        """
+        if index < len(self._declared):
+            return self._declared[index]
+        first = self.inputs[0] if self.inputs else None
+        if first is not None and first.meta.dtype == dtype:
+            return first.element_type
+        return _ELEMENT_TYPES.get(dtype, onnx.TensorProto.FLOAT)
+
+    def wants(self, index: int) -> bool:
+        """Says whether an output is read by another node or is one of the graph's."""
+        return index < len(self._outputs) and bool(self._outputs[index])
+
+    @property
+    def floating(self) -> torch.dtype:
+        """Dtype in which half and single precision are computed."""
+        return self._floating
 
     def dtype(self, element_type: int) -> torch.dtype:
         """Returns the dtype in which values of an ONNX element type are computed."""
@@ -179,18 +253,31 @@ def to_dtype(element_type: int, floating: torch.dtype) -> torch.dtype:
     Half, bfloat16 and single precision are all computed in `floating`, so that gradients of half
     precision models do not underflow.
     """
-    if element_type in _HALF_OR_SINGLE:
+    if element_type in _PRECISIONS:
         return floating
+    if element_type in NARROW:
+        return NARROW[element_type]
     if element_type not in _DTYPES:
         name = onnx.TensorProto.DataType.Name(element_type)
         raise Refused(f"element type {name} is not covered")
     return _DTYPES[element_type]
 
 
+def output_dtype(element_type: int, found: torch.Tensor) -> torch.dtype:
+    """Returns the dtype in which an output of a declared element type leaves the network."""
+    return (
+        to_dtype(element_type, _PRECISIONS.get(element_type, found.dtype))
+        if element_type
+        else found.dtype
+    )
+
+
 def to_torch(tensor: onnx.TensorProto, floating: torch.dtype) -> torch.Tensor:
     """Returns a stored tensor in the dtype that the network computes in."""
     dtype = to_dtype(tensor.data_type, floating)
     array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    if tensor.data_type in _HALF_OR_SINGLE:
+    if tensor.data_type in _PRECISIONS or dtype.itemsize == 1 and dtype.is_floating_point:
         array = array.astype(np.float32)
+    elif tensor.data_type in NARROW:
+        array = array.astype(str(dtype).removeprefix("torch."))
     return torch.from_numpy(np.array(array)).to(dtype)

@@ -1,8 +1,17 @@
-"""Compares the network with ONNX Runtime before any figure is taken from it."""
+"""Compares the network with ONNX Runtime before any figure is taken from it.
+
+What may differ is measured, not guessed: ONNX Runtime computes the same inputs with its graph
+rewritten and as it stands, and the network may be a small multiple of that difference away, beside
+what float32 itself loses. All values of the graph are compared, at batch 1 and at more. Where
+something differs too much, each node is fed ONNX Runtime's own values, so that the one at fault can
+be told from those behind it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,50 +19,59 @@ import numpy.typing as npt
 import torch
 
 from onnx_audit import v1
-from onnx_auditors.errors import ParityFailed
+from onnx_auditors.errors import AuditError, ParityFailed
 from onnx_auditors.network.network import Network
+from onnx_auditors.network.plan import Plan, Step
 from onnx_auditors.network.session import Session, debug_model
 
 _TINY = float(np.finfo(np.float32).tiny)
-_SINGLE_TOLERANCE = 1e-4
-"""About 1,700 times float32's unit roundoff: long sums in another order stay well below."""
-
-
-def tolerance(network: Network) -> float:
-    """Returns the relative difference of outputs that rounding alone explains.
-
-    Half precision rounds every value by up to 2^-11 of its size, which the network, computing in
-    float32, does not. Independent roundings of n nodes in a row add up to about sqrt(n) of them;
-    four times that is allowed.
-    """
-    if not network.half_precision:
-        return _SINGLE_TOLERANCE
-    return 4 * math.sqrt(network.summary.node_count) * 2.0**-11
+SINGLE = 2e-5
+"""Relative difference that sums in another order explain in float32: 340 roundings."""
+HALF = 2.0**-10
+"""The same where values are stored in half precision: two roundings."""
+FACTOR = 4.0
+"""How many of ONNX Runtime's own differences the network may be away."""
+_CANCELLATION = 1e-3
+"""Share of its inputs' size below which a value is what is left of a difference."""
+_ROWS = 4
+_8_BIT = 1
 
 
 def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) -> v1.Parity:
-    """Compares the outputs of the network and of ONNX Runtime.
+    """Compares the outputs and all values of the network with ONNX Runtime's.
 
     Args:
         network: The network.
-        session: ONNX Runtime on the file.
+        session: ONNX Runtime on the file, with the provider that the audit uses.
         inputs: Batch in model-input space, float32 [n, *sample shape].
 
     Returns:
-        The comparison; where it fails it names the first value in topological order that differs.
+        The comparison of the outputs; it fails for a value inside the graph too. Where it fails it
+        names the first value in topological order that differs.
 
     Raises:
         ModelFailed: ONNX Runtime reports an error.
     """
     reference = session.run(inputs)
-    with torch.no_grad():
-        given = {network.input.name: torch.from_numpy(inputs).to(network.device)}
-        ours = network.evaluate(given)[network.output]
-    found = ours.reshape(len(inputs), -1).float().cpu().numpy()
-    result = compare(found, reference, tolerance(network))
-    if not result.passed:
-        row = int(np.abs(_difference(found, reference)).max(axis=1).argmax())
-        result.first_divergent_value = _first_divergent(network, session, inputs[row : row + 1])
+    as_it_stands = Session(
+        network.original.SerializeToString(),
+        threads=session.threads,
+        output=session.output,
+        classes=reference.shape[1],
+        optimized=False,
+    ).run(inputs)
+    inside = [
+        _Inside.compare(network, session.threads, inputs[:rows])
+        for rows in sorted({1, min(_ROWS, len(inputs))})
+    ]
+    own = _relative(as_it_stands, reference)
+    allowed = max(_floor(network) + FACTOR * own, *(look.step for look in inside))
+    result = compare(_scores(network, inputs, reference.shape[1]), reference, allowed)
+    divergent = next((look.divergent for look in inside if look.divergent), "")
+    if divergent or not result.passed:
+        result.passed = False
+        faulty = (_faulty_node(network, look) for look in inside)
+        result.first_divergent_value = next((name for name in faulty if name), divergent)
     return result
 
 
@@ -68,11 +86,10 @@ def compare(
             max_absolute_difference=math.inf,
             max_relative_difference=math.inf,
         )
-    largest = float(np.abs(_difference(found, reference)).max())
-    relative = largest / max(float(np.abs(reference).max()), _TINY)
+    relative = _relative(found, reference)
     return v1.Parity(
         probe_count=len(reference),
-        max_absolute_difference=largest,
+        max_absolute_difference=float(np.abs(_difference(found, reference)).max()),
         max_relative_difference=relative,
         tolerance=allowed,
         label_agreement=int((found.argmax(1) == reference.argmax(1)).sum()),
@@ -96,31 +113,153 @@ def require(result: v1.Parity) -> None:
         )
 
 
-def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Returns a - b; infinite where only one of them is not a number, 0 where both agree."""
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.subtract(a, b, dtype=np.float64))
-    return np.where(np.isnan(difference), np.inf, difference)
+@dataclass(frozen=True)
+class _Inside:
+    """All values of one batch, by ONNX Runtime and by the network.
+
+    Attributes:
+        x: The batch.
+        reference: ONNX Runtime's values by name, of the graph as it stands.
+        divergent: Name of the first value that differs too much; empty where none does.
+        step: Largest share of a value's range that one quantisation step is.
+    """
+
+    x: npt.NDArray[np.float32]
+    reference: dict[str, npt.NDArray[Any]]
+    divergent: str
+    step: float
+
+    @classmethod
+    def compare(cls, network: Network, threads: int, x: npt.NDArray[np.float32]) -> _Inside:
+        """Computes and compares all values of a batch."""
+        content, names = debug_model(network.original)
+        if network.batch is not None:
+            x = np.repeat(x[:1], network.batch, axis=0)
+        shared = sorted(set(names) & set(network.value_names()), key=names.index)
+        plain = Session(content, threads=threads, output=network.output, optimized=False)
+        other = Session(content, threads=threads, output=network.output)
+        expected, again = plain.values(x, shared), other.values(x, shared)
+        reference = dict(zip(shared, expected, strict=True))
+        with torch.no_grad():
+            found = network.values(torch.from_numpy(x).to(network.device), shared)
+        divergent, step = _first_beyond(network, reference, dict(zip(shared, again, strict=True)),
+                                        {n: v.cpu().numpy() for n, v in found.items()})  # fmt: skip
+        return cls(x, reference, divergent, step)
 
 
-def _first_divergent(network: Network, session: Session, sample: npt.NDArray[np.float32]) -> str:
-    """Returns the first value that differs beyond the tolerance; empty if none does alone."""
-    content, names = debug_model(network.original)
-    debug = Session(content, threads=session.threads)
-    batch = network.input.shape[0] if network.input.shape[0] > 0 else 1
-    x = np.repeat(sample, batch, axis=0)
-    known = set(network.value_names())
-    shared = [name for name in names if name in known]
-    reference = debug.values(x, shared)
-    with torch.no_grad():
-        ours = network.values(torch.from_numpy(x).to(network.device), shared)
-    allowed = tolerance(network)
-    for name, expected in zip(shared, reference, strict=True):
-        value = ours[name].cpu().numpy()
-        if value.shape != expected.shape:
+def _first_beyond(
+    network: Network,
+    reference: Mapping[str, npt.NDArray[Any]],
+    again: Mapping[str, npt.NDArray[Any]],
+    found: Mapping[str, npt.NDArray[Any]],
+) -> tuple[str, float]:
+    """Returns the first value beyond the tolerance, and the largest quantisation step.
+
+    What a value may be away never falls along the graph: differences are handed on.
+    """
+    allowed, largest_step = _floor(network), 0.0
+    readers = {name: node for node in network.nodes for name in node.output}
+    for name, expected in reference.items():
+        if not isinstance(expected, np.ndarray) or not np.issubdtype(expected.dtype, np.number):
+            continue
+        step = _step(expected)
+        largest_step = max(largest_step, step)
+        sources = [reference[n] for n in readers[name].input if n in reference]
+        size = max(_size(expected), _CANCELLATION * max(map(_size, sources), default=0.0))
+        own = float(np.abs(_difference(again[name], expected)).max(initial=0.0)) / size
+        allowed = max(allowed, _floor(network) + FACTOR * own, step)
+        if found[name].shape != expected.shape:
+            return name, largest_step
+        away = np.abs(_difference(found[name], expected)).max(initial=0.0) / size
+        if away > allowed:
+            return name, largest_step
+    return "", largest_step
+
+
+def _faulty_node(network: Network, look: _Inside) -> str:
+    """Returns the first output of the first node that errs on ONNX Runtime's own values."""
+    try:
+        plan = network.plan(torch.from_numpy(look.x).to(network.device))
+    except AuditError:
+        return ""
+    for step in plan.steps:
+        name = next(n for n in step.outputs if n)
+        expected = look.reference.get(name)
+        if not isinstance(expected, np.ndarray):
+            continue
+        arguments = _arguments(network, plan, step, look)
+        if arguments is None:
+            continue
+        with torch.no_grad():
+            results = step.function(*arguments)
+        first = results[list(step.outputs).index(name)] if step.several else results
+        sizes = [_size(a.cpu().numpy()) for a in arguments if a is not None]
+        size = max(_size(expected), _CANCELLATION * max(sizes, default=0.0))
+        away = first.cpu().numpy()
+        allowed = max(_floor(network), _step(expected))
+        if away.shape != expected.shape:
             return name
-        size = float(np.abs(expected.astype(np.float64)).max(initial=0.0))
-        if np.abs(_difference(value, expected)).max(initial=0.0) > allowed * max(size, 1e-30):
+        if np.abs(_difference(away, expected)).max(initial=0.0) / size > allowed:
             return name
     return ""
+
+
+def _arguments(
+    network: Network, plan: Plan, step: Step, look: _Inside
+) -> Sequence[torch.Tensor | None] | None:
+    """Returns the arguments of a step with ONNX Runtime's values; None where it lacks one."""
+    arguments: list[torch.Tensor | None] = []
+    for name in step.inputs:
+        value = plan.values.get(name)
+        given = look.x if name == network.input.name else look.reference.get(name)
+        if not name:
+            arguments.append(None)
+        elif value is not None and value.constant is not None:
+            arguments.append(value.constant)
+        elif value is not None and given is not None:
+            arguments.append(torch.from_numpy(given).to(network.device, value.meta.dtype))
+        else:
+            return None
+    return arguments
+
+
+def _floor(network: Network) -> float:
+    return HALF if network.half_precision else SINGLE
+
+
+def _scores(
+    network: Network, inputs: npt.NDArray[np.float32], classes: int
+) -> npt.NDArray[np.float32]:
+    """Returns the network's output for a batch; 1 for the label and 0 else where it is labels."""
+    with torch.no_grad():
+        given = {network.input.name: torch.from_numpy(inputs).to(network.device)}
+        ours = network.evaluate(given)[network.output].reshape(len(inputs), -1)
+    if not ours.is_floating_point():
+        ours = torch.nn.functional.one_hot(ours[:, 0].long(), classes)
+    return ours.float().cpu().numpy()
+
+
+def _step(x: npt.NDArray[Any]) -> float:
+    """Returns one quantisation step over the range of a value in 8 bits; 0 for others."""
+    if x.dtype.itemsize != _8_BIT or not np.issubdtype(x.dtype, np.integer) or not x.size:
+        return 0.0
+    return 1.0 / max(float(x.max()) - float(x.min()), 1.0)
+
+
+def _size(x: npt.NDArray[Any]) -> float:
+    finite = np.abs(x[np.isfinite(x)].astype(np.float64)) if x.dtype.kind in "fiu" else x[:0]
+    return max(float(finite.max(initial=0.0)), _TINY)
+
+
+def _relative(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Returns the largest difference over the largest entry of b."""
+    return float(np.abs(_difference(a, b)).max(initial=0.0)) / max(float(np.abs(b).max()), _TINY)
+
+
+def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Returns a - b; infinite where only one of them is not a number, 0 where both agree."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, a - b)
+    return np.where(np.isnan(difference), np.inf, difference)

@@ -1,13 +1,15 @@
 """Binds the nodes of a graph to torch functions, for given input shapes.
 
 Binding follows the graph once on tensors without data. Whatever depends on no input's content, such
-as shape arithmetic, is computed then and there; what is left is a list of steps to run.
+as shape arithmetic, is computed then and there; what is left is a list of steps to run. Where a
+graph's shapes or branches depend on the content of its input there is no such list: it is then
+bound anew for every input, with the content in hand, so that everything is computed on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -15,22 +17,39 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
+from onnx_auditors.network import control
 from onnx_auditors.network import ops as _ops  # noqa: F401 - fills the registry
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.node import Node, Refused, Value
-from onnx_auditors.network.reading import STANDARD_DOMAINS, walk
-from onnx_auditors.network.registry import OPERATORS, Function
+from onnx_auditors.network.node import DependsOnInput, Node, Refused, Value, to_torch
+from onnx_auditors.network.reading import STANDARD_DOMAINS, subgraphs, walk
+from onnx_auditors.network.registry import Function, Operator, find
 
 _SHAPE_ALONE = frozenset({"Shape", "Size"})
 
 
+class UnknownShape(UnsupportedOperator):
+    """Nodes can only be bound once the content of the inputs is known."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """One call: `outputs = function(*inputs)`; an empty name is an input left out."""
+    """One call: `outputs = function(*inputs)`; an empty name is an input left out.
+
+    Attributes:
+        function: Torch function of the node.
+        inputs: Names of its arguments.
+        outputs: Names of its results; an empty name is a result that nobody reads.
+        several: Whether it returns a tuple.
+        node: The node.
+        reads: Names of all inputs of the node, those that the function does not get included.
+    """
 
     function: Function
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    several: bool
+    node: onnx.NodeProto
+    reads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,15 +58,22 @@ class Plan:
 
     Attributes:
         steps: What is left to run, in order.
-        constants: Values that depend on no input's content, by name.
-        shapes: Shape of every value, by name.
-        dtypes: Element type of every value, by name.
+        values: What is known of every value, by name.
+        moved: Names of values whose first axis is not the batch, where the plan knows.
     """
 
     steps: list[Step]
-    constants: dict[str, Tensor]
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
+    values: dict[str, Value]
+    moved: frozenset[str] = frozenset()
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Values that depend on no input's content, by name."""
+        return {v.name: v.constant for v in self.values.values() if v.constant is not None}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a value."""
+        return self.values[name].shape
 
 
 def check_operators(graph: onnx.GraphProto, opset: int) -> None:
@@ -59,16 +85,18 @@ def check_operators(graph: onnx.GraphProto, opset: int) -> None:
     missing = [
         describe(node, opset)
         for node in walk(graph.node)
-        if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS
+        if find(node.domain, node.op_type) is None and not control.is_control(node)
     ]
     if missing:
         raise unsupported(missing)
 
 
-def unsupported(nodes: Sequence[str]) -> UnsupportedOperator:
+def unsupported(
+    nodes: Sequence[str], error: type[UnsupportedOperator] = UnsupportedOperator
+) -> UnsupportedOperator:
     """Returns the error that lists the nodes."""
     listed = "; ".join(nodes)
-    return UnsupportedOperator(
+    return error(
         f"{len(nodes)} of the model's nodes cannot be made differentiable: {listed}", nodes=listed
     )
 
@@ -81,7 +109,7 @@ def describe(node: onnx.NodeProto, opset: int) -> str:
 
 
 class Binder:
-    """Binds one graph, for one set of input shapes.
+    """Binds one graph, for any set of input shapes.
 
     Args:
         graph: The graph, in topological order.
@@ -93,12 +121,15 @@ class Binder:
     def __init__(
         self, graph: onnx.GraphProto, opset: int, floating: torch.dtype, limits: Limits
     ) -> None:
-        self._graph = graph
-        self._opset = opset
-        self._floating = floating
-        self._limits = limits
-        self._read = {name for node in walk(graph.node) for name in node.input}
-        self._read |= {output.name for output in graph.output}
+        self.graph = graph
+        self.opset = opset
+        self.floating = floating
+        self.limits = limits
+        nodes = list(walk(graph.node))
+        self.read = {name for node in nodes for name in node.input}
+        self.read |= {output.name for output in graph.output}
+        inner = (g for node in nodes for g in subgraphs(node))
+        self.read |= {output.name for g in inner for output in g.output}
 
     def bind(
         self,
@@ -110,89 +141,217 @@ class Binder:
 
         Args:
             weights: Initializers by name.
-            inputs: Tensors of the meta device by input name.
+            inputs: Tensors by input name: of the meta device for a plan that can be run with any
+                content, or with content, which then is computed with.
             device: Where folded constants go.
 
         Raises:
             UnsupportedOperator: Nodes that no operator covers; lists all that can be reached.
             InvalidModel: A node that cannot be evaluated, such as shapes that do not go together.
-            LimitExceeded: A value that is too large.
+            LimitExceeded: A value that is too large, or more nodes to run than the limit.
         """
-        values = {name: Value(name, w.to("meta"), w) for name, w in weights.items()}
-        values |= {name: Value(name, meta, None) for name, meta in inputs.items()}
-        steps: list[Step] = []
-        refused: list[str] = []
-        for proto in self._graph.node:
-            if any(name and name not in values for name in proto.input):
+        types = {t.name: t.data_type for t in self.graph.initializer}
+        types |= {i.name: i.type.tensor_type.elem_type for i in self.graph.input}
+        scope = {name: Value(name, w.to("meta"), w, types[name]) for name, w in weights.items()}
+        scope |= {
+            name: Value(name, x.to("meta"), None if x.is_meta else x, types[name])
+            for name, x in inputs.items()
+        }
+        walker = Walker(self, device, dict(scope))
+        walker.nodes(self.graph.node, scope, "")
+        if walker.refused:
+            later = walker.refused_for_good == 0
+            raise unsupported(walker.refused, UnknownShape if later else UnsupportedOperator)
+        return Plan(walker.steps, walker.values)
+
+
+@dataclass
+class Walker:
+    """One walk over a graph: the steps and values so far.
+
+    Attributes:
+        binder: What is the same in every walk.
+        device: Where folded constants go.
+        values: Values by name; those of subgraphs under the name of the node that has them.
+        steps: Steps in order.
+        refused: Nodes that no operator covers, with reasons.
+        refused_for_good: How many of them do not wait for the content of the inputs alone.
+        count: Nodes bound, every iteration of a loop counted.
+    """
+
+    binder: Binder
+    device: torch.device
+    values: dict[str, Value]
+    steps: list[Step] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    refused_for_good: int = 0
+    count: int = 0
+
+    def nodes(self, nodes: Iterable[onnx.NodeProto], scope: dict[str, Value], prefix: str) -> None:
+        """Binds nodes in order, adding what they compute to the scope.
+
+        Args:
+            nodes: The nodes.
+            scope: Values by the names that the nodes know them by.
+            prefix: What to put before a name to make it unique in the whole walk.
+        """
+        for proto in nodes:
+            if any(name and name not in scope for name in (*proto.input, *control.captures(proto))):
                 continue  # depends on a node that was refused
+            self.spend()
             try:
-                step, outputs = self._bind_node(proto, values, device)
+                results = self._node(proto, scope, prefix)
             except Refused as reason:
-                refused.append(f"{describe(proto, self._opset)}: {reason}")
+                self.refused.append(f"{describe(proto, self.binder.opset)}: {reason}")
+                self.refused_for_good += not isinstance(reason, DependsOnInput)
                 continue
-            values |= {v.name: v for v in outputs}
-            if step is not None:
-                steps.append(step)
-        if refused:
-            raise unsupported(refused)
-        return Plan(
-            steps,
-            {v.name: v.constant for v in values.values() if v.constant is not None},
-            {v.name: v.shape for v in values.values()},
-            {v.name: v.meta.dtype for v in values.values()},
-        )
+            for name, value in results.items():
+                scope[name] = self.values[value.name] = value
 
-    def _bind_node(
-        self, proto: onnx.NodeProto, values: Mapping[str, Value], device: torch.device
-    ) -> tuple[Step | None, list[Value]]:
-        inputs = [values[name] if name else None for name in proto.input]
-        outputs = [name if name in self._read else "" for name in proto.output]
-        node = Node(proto, self._opset, inputs, len(outputs), self._floating)
-        function = _bind_function(node)
+    def spend(self) -> None:
+        """Counts one node, or one turn of a loop.
+
+        Raises:
+            LimitExceeded: There were too many.
+        """
+        self.count += 1
+        if self.count > self.binder.limits.max_steps:
+            raise LimitExceeded(
+                f"the graph runs more than {self.binder.limits.max_steps:,} nodes, every turn of "
+                "its loops counted; that is the most that is accepted"
+            )
+
+    def _node(
+        self, proto: onnx.NodeProto, scope: dict[str, Value], prefix: str
+    ) -> dict[str, Value]:
+        inputs = [scope[name] if name else None for name in proto.input]
+        if control.is_control(proto):
+            return control.OPERATORS[proto.op_type](self, proto, inputs, scope, prefix)
+        names = [prefix + name if name in self.binder.read else "" for name in proto.output]
+        if not any(names):
+            return {}
+        values = self.call(proto, inputs, names)
+        return {v.name.removeprefix(prefix): v for v in values if v.name}
+
+    def call(
+        self, proto: onnx.NodeProto, inputs: Sequence[Value | None], names: Sequence[str]
+    ) -> list[Value]:
+        """Binds one node without subgraphs and returns its outputs under the given names.
+
+        Raises:
+            Refused: No operator covers it.
+            InvalidModel: It cannot be evaluated.
+            LimitExceeded: An output is too large.
+        """
+        entry = find(proto.domain, proto.op_type)
+        if entry is None:
+            raise Refused("it is not in the registry")
+        seen = inputs if entry.carries else [value and value.materialised() for value in inputs]
+        node = Node(proto, self.binder.opset, seen, names, self.binder.floating)
+        function = bind_function(entry, node)
         arguments = node.arguments()
-        metas = self._call(proto, function, [a.meta if a else None for a in arguments])
-        if any(outputs[len(metas) :]):
-            raise Refused(f"only the first {len(metas)} outputs are covered")
-        names = outputs[: len(metas)]
-        metas = [m.to("meta") for m in metas]
-        for name, meta in zip(names, metas, strict=True):
-            self._check_size(name, meta)
-        if all(a is None or a.constant is not None for a in arguments):
-            constants = self._call(proto, function, [a.constant if a else None for a in arguments])
-            folded = [c.to(device) for c in constants]
-            return None, [Value(*v) for v in zip(names, metas, folded, strict=True) if v[0]]
-        if node.op_type in _SHAPE_ALONE:
-            constants = self._call(proto, function, [None])
-            return None, [Value(names[0], metas[0], constants[0].to(device))]
-        step = Step(function, tuple(a.name if a else "" for a in arguments), tuple(names))
-        return step, [Value(n, m, None) for n, m in zip(names, metas, strict=True) if n]
+        if not entry.carries and any(a and self.values[a.name].is_carried for a in arguments):
+            function = _on_integers(function, [a.meta.dtype if a else None for a in arguments])
+        reads = tuple(v.name if v else "" for v in inputs)
+        return self.add(proto, function, arguments, names, node.output_type, reads)
 
-    @staticmethod
-    def _call(
-        proto: onnx.NodeProto, function: Function, arguments: Sequence[Tensor | None]
-    ) -> list[Tensor]:
+    def add(
+        self,
+        proto: onnx.NodeProto,
+        function: Function,
+        arguments: Sequence[Value | None],
+        names: Sequence[str],
+        element_type: Callable[[int, torch.dtype], int],
+        reads: tuple[str, ...] | None = None,
+    ) -> list[Value]:
+        """Adds a call of a function to the steps, or folds it where its arguments are constant.
+
+        Args:
+            proto: The node that it is of.
+            function: The function.
+            arguments: Its arguments.
+            names: Names of its results; an empty one is not read.
+            element_type: Gives the element type of a result from its position and dtype.
+            reads: Names of all inputs of the node; the arguments' if left out.
+        """
+        if all(a is None or a.constant is not None for a in arguments):
+            return self._fold(proto, function, arguments, names, element_type)
+        results = evaluate(proto, function, [a.meta if a else None for a in arguments])
+        metas = [m.to("meta") for m in as_list(results)]
+        _check_count(names, metas)
+        for name, meta in zip(names, metas, strict=False):
+            self._check_size(name, meta)
+        if proto.op_type in _SHAPE_ALONE:
+            constants = as_list(evaluate(proto, function, [None]))
+            folded = constants[0].to(self.device)
+            return [Value(names[0], metas[0], folded, onnx.TensorProto.INT64)]
+        passed = tuple(a.name if a else "" for a in arguments)
+        several = isinstance(results, tuple)
+        made = tuple(names[: len(metas)])
+        self.steps.append(Step(function, passed, made, several, proto, reads or passed))
+        types = [element_type(i, meta.dtype) for i, meta in enumerate(metas)]
+        return [Value(n, m, None, t) for n, m, t in zip(names, metas, types, strict=False)]
+
+    def _fold(
+        self,
+        proto: onnx.NodeProto,
+        function: Function,
+        arguments: Sequence[Value | None],
+        names: Sequence[str],
+        element_type: Callable[[int, torch.dtype], int],
+    ) -> list[Value]:
         try:
-            with torch.no_grad():
-                results = function(*arguments)
-        except (NotImplementedError, TypeError) as error:
-            raise Refused(f"its inputs are not covered ({_first_line(error)})") from error
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise InvalidModel(
-                f"{proto.op_type} (node '{proto.name}') cannot be evaluated: {_first_line(error)}"
-            ) from error
-        return list(results) if isinstance(results, tuple) else [results]
+            results = evaluate(proto, function, [a.meta if a else None for a in arguments])
+        except (Refused, InvalidModel):
+            pass  # its shape depends on the content, so its size is known afterwards only
+        else:
+            for name, meta in zip(names, as_list(results), strict=False):
+                self._check_size(name, meta)
+        constants = as_list(
+            evaluate(proto, function, [a.constant if a else None for a in arguments])
+        )
+        _check_count(names, constants)
+        placed = [c.to(self.device) for c in constants]
+        return [
+            Value(name, c.detach().to("meta"), c, element_type(i, c.dtype))
+            for i, (name, c) in enumerate(zip(names, placed, strict=False))
+        ]
+
+    def stored(self, graph: onnx.GraphProto, prefix: str) -> dict[str, Value]:
+        """Returns the initializers of a subgraph by name."""
+        found = {}
+        for tensor in graph.initializer:
+            constant = to_torch(tensor, self.binder.floating).to(self.device)
+            name = prefix + tensor.name
+            value = Value(name, constant.to("meta"), constant, tensor.data_type)
+            found[tensor.name] = self.values[value.name] = value
+        return found
 
     def _check_size(self, name: str, meta: Tensor) -> None:
         size = meta.numel() * meta.element_size()
-        if size > self._limits.max_value_bytes:
+        if size > self.binder.limits.max_value_bytes:
             raise LimitExceeded(
                 f"value '{name}' of shape {list(meta.shape)} takes {size:,} bytes; at most "
-                f"{self._limits.max_value_bytes:,} are accepted"
+                f"{self.binder.limits.max_value_bytes:,} are accepted"
             )
 
 
-def _bind_function(node: Node) -> Function:
-    entry = OPERATORS[node.op_type]
+def _on_integers(function: Function, dtypes: Sequence[torch.dtype | None]) -> Function:
+    """Wraps a function so that integers held as floats reach it as integers."""
+
+    def converted(*arguments: Tensor | None) -> Any:  # noqa: ANN401 - what the function returns
+        pairs = zip(arguments, dtypes, strict=True)
+        return function(*[a if a is None or d is None else a.to(d) for a, d in pairs])
+
+    return converted
+
+
+def bind_function(entry: Operator, node: Node) -> Function:
+    """Returns the torch function of a node.
+
+    Raises:
+        Refused: The operator does not cover the node.
+    """
     if node.opset < entry.since:
         node.refuse(f"its meaning before opset {entry.since} is not covered")
     try:
@@ -203,58 +362,34 @@ def _bind_function(node: Node) -> Function:
     return function
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def program(
-    plan: Plan, sources: Sequence[str], targets: Sequence[str]
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Returns the function from some values of a plan to others.
-
-    Args:
-        plan: The plan.
-        sources: Names of the values that are given, in the order of the function's arguments.
-        targets: Names of the values that it returns.
+def evaluate(
+    proto: onnx.NodeProto, function: Function, arguments: Sequence[Tensor | None]
+) -> object:
+    """Returns what a node's function gives.
 
     Raises:
-        KeyError: A target depends on a value that is neither given nor computed; its argument is
-            the value's name.
+        Refused: It does not cover the arguments.
+        InvalidModel: The arguments do not go together.
     """
-    steps = _needed(plan, sources, targets)
-    last_use = {name: i for i, step in enumerate(steps) for name in step.inputs}
-    kept = {*targets, *sources, *plan.constants, ""}
-    calls: list[tuple[Function, tuple[str, ...], tuple[str, ...], list[str]]] = []
-    for i, step in enumerate(steps):
-        spent = [n for n in set(step.inputs) if last_use[n] == i and n not in kept]
-        calls.append((step.function, step.inputs, step.outputs, spent))
-    constants: dict[str, Any] = {**plan.constants, "": None}
-
-    def function(*given: Tensor) -> tuple[Tensor, ...]:
-        values = constants.copy()
-        values.update(zip(sources, given, strict=True))
-        for call, inputs, outputs, spent in calls:
-            result = call(*[values[name] for name in inputs])
-            if len(outputs) == 1 and not isinstance(result, tuple):
-                values[outputs[0]] = result
-            else:
-                values.update(zip(outputs, result, strict=True))
-            for name in spent:
-                del values[name]
-        return tuple([values[name] for name in targets])
-
-    return function
+    try:
+        return function(*arguments)
+    except (NotImplementedError, TypeError) as error:
+        raise Refused(f"its inputs are not covered ({_first_line(error)})") from error
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise InvalidModel(
+            f"{proto.op_type} (node '{proto.name}') cannot be evaluated: {_first_line(error)}"
+        ) from error
 
 
-def _needed(plan: Plan, sources: Sequence[str], targets: Sequence[str]) -> list[Step]:
-    """Returns the steps that lead from the sources to the targets."""
-    makers = {name: step for step in plan.steps for name in step.outputs}
-    ready = {*sources, *plan.constants, ""}
-    wanted = [name for name in targets if name not in ready]
-    needed: set[int] = set()
-    while wanted:
-        step = makers[wanted.pop()]
-        if id(step) not in needed:
-            needed.add(id(step))
-            wanted += [name for name in step.inputs if name not in ready]
-    return [step for step in plan.steps if id(step) in needed]
+def as_list(results: object) -> list[Tensor]:
+    """Returns the outputs of a node's function as a list."""
+    return list(results) if isinstance(results, tuple) else [results]  # type: ignore[list-item] # functions return tensors
+
+
+def _check_count(names: Sequence[str], results: Sequence[object]) -> None:
+    if any(names[len(results) :]):
+        raise Refused(f"only the first {len(results)} outputs are covered")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,10 @@ from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.summary import summarize
 
 TARGET_OPSET = 21
+_BROADCASTING_OPSET = 7
 STANDARD_DOMAINS = ("", "ai.onnx")
+_SMALL_BYTES = 4096
+"""Up to here stored tensors may be shapes and axes, which the converter reads."""
 
 
 @dataclass(frozen=True)
@@ -63,26 +66,84 @@ def read(source: str | Path | bytes | onnx.ModelProto, limits: Limits) -> ModelF
     if len(content) > limits.max_model_bytes:
         raise _too_large("bytes in the ONNX file", len(content), limits.max_model_bytes)
     proto = _parse(content)
+    digest = hashlib.sha256(content).hexdigest()
+    del content  # the weights are in the parsed model too
     _check_limits(proto, limits)
     digests = _load_external_data(proto, folder, limits)
     _sort_nodes(proto.graph)
     _check(proto)
-    return ModelFile(proto, summarize(proto, _model_digest(content, digests)))
+    return ModelFile(proto, summarize(proto, _model_digest(digest, digests)))
 
 
-def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Prepared:
+    """A model as it is bound.
+
+    Attributes:
+        proto: The model with local functions written out, at opset 21 where it can be; larger
+            weights are left out and stand among the inputs.
+        weights: All stored weights by name.
+    """
+
+    proto: onnx.ModelProto
+    weights: dict[str, onnx.TensorProto]
+
+
+def prepare(proto: onnx.ModelProto) -> Prepared:
     """Returns the model with local functions written out and, where it can be, at opset 21.
 
     A graph that the converter cannot lift stays at its own opset; operators whose meaning differs
     there are refused when they are bound.
     """
-    prepared = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
-    if standard_opset(prepared) < TARGET_OPSET:
+    prepared, weights = _without_weights(proto)
+    if prepared.functions:
+        prepared = onnx.inliner.inline_local_functions(prepared)
+    # The converter leaves the slopes of old PRelus as they are, though their meaning changes.
+    if 0 < standard_opset(prepared) < TARGET_OPSET and not _has_channel_slopes(prepared):
         try:
             prepared = onnx.version_converter.convert_version(prepared, TARGET_OPSET)
         except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
-            return prepared
-    return prepared
+            pass
+    kept = {tensor.name: tensor for tensor in prepared.graph.initializer}
+    return Prepared(prepared, kept | weights)
+
+
+def _without_weights(
+    proto: onnx.ModelProto,
+) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """Returns a copy whose larger weights are inputs instead, and those weights.
+
+    The checker, the inliner and the converter each serialise what they get: without the weights
+    they need little time and memory.
+    """
+    large = {t.name: t for t in proto.graph.initializer if _tensor_bytes(t) > _SMALL_BYTES}
+    graph = onnx.GraphProto(
+        name=proto.graph.name,
+        node=proto.graph.node,
+        input=proto.graph.input,
+        output=proto.graph.output,
+        initializer=(t for t in proto.graph.initializer if t.name not in large),
+        sparse_initializer=proto.graph.sparse_initializer,
+    )
+    present = {info.name for info in graph.input}
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+        for name, tensor in large.items()
+        if name not in present
+    )
+    copy = onnx.ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        functions=proto.functions,
+        graph=graph,
+    )
+    return copy, large
+
+
+def _has_channel_slopes(proto: onnx.ModelProto) -> bool:
+    """Says whether there are PRelus of before opset 7, whose slopes do not broadcast."""
+    old = standard_opset(proto) < _BROADCASTING_OPSET
+    return old and any(node.op_type == "PRelu" for node in walk(proto.graph.node))
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
@@ -95,7 +156,7 @@ def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Yields nodes and those of their subgraphs."""
     for node in nodes:
         yield node
-        for graph in _subgraphs(node):
+        for graph in subgraphs(node):
             yield from walk(graph.node)
 
 
@@ -165,11 +226,12 @@ def _size(
     total = 0
     for node in nodes:
         total += counts.get((node.domain, node.op_type), 1)
-        total += sum(_size(g.node, counts, limits, depth + 1) for g in _subgraphs(node))
+        total += sum(_size(g.node, counts, limits, depth + 1) for g in subgraphs(node))
     return total
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yields the graphs among a node's attributes."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
@@ -182,7 +244,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     nodes += [node for function in proto.functions for node in function.node]
     yield from proto.graph.initializer
     for node in walk(nodes):
-        for graph in _subgraphs(node):
+        for graph in subgraphs(node):
             yield from graph.initializer
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
@@ -294,19 +356,25 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 
 def _names_read(node: onnx.NodeProto) -> Iterator[str]:
     yield from node.input
-    for inner in walk(n for graph in _subgraphs(node) for n in graph.node):
+    for inner in walk(n for graph in subgraphs(node) for n in graph.node):
         yield from inner.input
 
 
 def _check(proto: onnx.ModelProto) -> None:
+    checked = _without_weights(proto)[0]
+    # ONNX Runtime's optimiser writes this operator into the standard domain, which has none.
+    for node in walk(checked.graph.node):
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = "com.microsoft"
+    if all(o.domain != "com.microsoft" for o in checked.opset_import):
+        checked.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(checked)
     except onnx.checker.ValidationError as error:
         raise InvalidModel(f"the file breaks ONNX's rules: {error}") from error
 
 
-def _model_digest(content: bytes, external: dict[str, str]) -> str:
-    digest = hashlib.sha256(content).hexdigest()
+def _model_digest(digest: str, external: dict[str, str]) -> str:
     if not external:
         return digest
     lines = sorted((external | {"model.onnx": digest}).items())

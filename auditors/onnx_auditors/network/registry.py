@@ -28,28 +28,42 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of the standard domain.
+    """An operator.
 
     Attributes:
         bind: Returns the torch function of a node.
         since: First opset that has the meaning which `bind` implements.
+        surrogate: Whether its gradients are a straight-through estimator's: the true ones are 0.
+        carries: Whether it computes on integers held as floats, which keep the gradient of what
+            was quantised; other operators get such values as true integers.
     """
 
     bind: Callable[[Node], Function]
     since: int
+    surrogate: bool = False
+    carries: bool = False
 
 
 OPERATORS: dict[str, Operator] = {}
+"""The operators by name; those of other domains than the standard one as 'domain.name'."""
+
+MICROSOFT = "com.microsoft"
+
+
+def find(domain: str, op_type: str) -> Operator | None:
+    """Returns an operator; None if there is none."""
+    return OPERATORS.get(op_type if domain in {"", "ai.onnx"} else f"{domain}.{op_type}")
 
 
 def operator(
-    *names: str, since: int = 1
+    *names: str, since: int = 1, domain: str = "", surrogate: bool = False, carries: bool = False
 ) -> Callable[[Callable[[Node], Function]], Callable[[Node], Function]]:
     """Registers a function from node to torch function under the names of operators."""
 
     def register(bind: Callable[[Node], Function]) -> Callable[[Node], Function]:
         for name in names:
-            OPERATORS[name] = Operator(bind, since)
+            key = f"{domain}.{name}" if domain else name
+            OPERATORS[key] = Operator(bind, since, surrogate, carries)
         return bind
 
     return register

@@ -12,16 +12,23 @@ import onnx
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, ModelFailed
-from onnx_auditors.network.summary import prediction_output
+from onnx_auditors.network.outputs import FLOATS, choose_output
 
-# Read when the library is first imported.
+# Read when the libraries are first imported, or first use the GPU.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 import onnxruntime as ort
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
 }
 _LARGEST_BATCH = 256
 
@@ -33,21 +40,36 @@ class Session:
         path: The ONNX file, or its bytes.
         device: "cpu", or a CUDA device such as "cuda:0".
         threads: Threads of one operator.
+        output: Name of the output that the answer is read from; found as the network does if left
+            out.
+        classes: Number of classes, for an output of labels.
+        optimized: Whether ONNX Runtime may rewrite the graph, as it does by default.
 
     Raises:
         ModelFailed: ONNX Runtime does not take the model, or not on this device.
-        InvalidModel: The model has several inputs, or no floating input or output.
+        InvalidModel: The model has several inputs, or no input or output of numbers.
 
     Attributes:
         providers: Execution providers that run, in order.
         threads: Threads of one operator.
+        output: Name of the output that the answer is read from.
     """
 
     providers: list[str]
+    output: str
 
-    def __init__(self, path: str | Path | bytes, device: str = "cpu", threads: int = 2) -> None:
+    def __init__(
+        self,
+        path: str | Path | bytes,
+        device: str = "cpu",
+        threads: int = 2,
+        *,
+        output: str | None = None,
+        classes: int = 0,
+        optimized: bool = True,
+    ) -> None:
         self.threads = threads
-        self._session = _open(path, device, threads)
+        self._session = _open(path, device, threads, optimized=optimized)
         self.providers = list(self._session.get_providers())
         if device.startswith("cuda") and "CUDAExecutionProvider" not in self.providers:
             raise ModelFailed(
@@ -61,12 +83,12 @@ class Session:
         self._input = inputs[0]
         if self._input.type not in _DTYPES:
             raise InvalidModel(
-                f"input '{self._input.name}' is {self._input.type}; expected floating point"
+                f"input '{self._input.name}' is {self._input.type}; expected numbers"
             )
-        self.output = prediction_output(
-            v1.TensorInfo(name=o.name, dtype=_onnx_name(o.type))
-            for o in self._session.get_outputs()
-        )
+        outputs = [_info(o) for o in self._session.get_outputs()]
+        self.output = output or choose_output(outputs, {}, -1)
+        self._labels = next(o.dtype not in FLOATS for o in outputs if o.name == self.output)
+        self._classes = classes
         first = self._input.shape[0] if self._input.shape else 1
         self._batch: int | None = first if isinstance(first, int) else None
 
@@ -74,10 +96,11 @@ class Session:
         """Returns the model's class scores, as the file gives them.
 
         Args:
-            x: Batch in model-input space, float32 [n, *sample shape], n at least 1.
+            x: Batch in model-input space, float32 [n, *sample shape], n at least 1. Where the
+                model takes integers it is rounded and clipped to their range.
 
         Returns:
-            Float32 [n, classes].
+            Float32 [n, classes]; 1 for the label and 0 else where the model gives labels.
 
         Raises:
             ModelFailed: ONNX Runtime reports an error, or the rows do not come back.
@@ -100,24 +123,50 @@ class Session:
                 f"{len(x)} inputs gave an output of shape {list(scores.shape)}; expected one row "
                 "of class scores for each"
             )
-        return scores.reshape(len(x), -1)[:rows].astype(np.float32)
+        table = scores.reshape(len(x), -1)[:rows]
+        return self._one_hot(table) if self._labels else table.astype(np.float32)
+
+    def _one_hot(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        first = labels[:, 0].astype(np.int64)
+        if not 0 <= first.min() <= first.max() < self._classes:
+            raise ModelFailed(
+                f"the labels reach from {first.min()} to {first.max()}; expected 0 to "
+                f"{self._classes - 1}"
+            )
+        return np.eye(self._classes, dtype=np.float32)[first]
 
     def values(self, x: npt.NDArray[Any], names: list[str]) -> list[npt.NDArray[Any]]:
-        """Returns outputs of the file by name for one batch that fits it."""
-        feed = {self._input.name: np.ascontiguousarray(x, dtype=_DTYPES[self._input.type])}
+        """Returns outputs of the file by name for one batch that fits it.
+
+        Raises:
+            ModelFailed: ONNX Runtime reports an error.
+        """
+        feed = {self._input.name: _fit(x, _DTYPES[self._input.type])}
         try:
             return list(self._session.run(names, feed))
         except Exception as error:
             raise ModelFailed(f"ONNX Runtime could not run the model: {error}") from error
 
 
-def _open(path: str | Path | bytes, device: str, threads: int) -> ort.InferenceSession:
+def _fit(x: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Returns x in the dtype of the model's input; rounded to the nearest where that is integer."""
+    if np.issubdtype(dtype, np.integer) and np.issubdtype(x.dtype, np.floating):
+        bounds = np.iinfo(dtype)
+        x = np.clip(np.rint(x.astype(np.float64)), bounds.min, bounds.max)
+    return np.ascontiguousarray(x, dtype=dtype)
+
+
+def _open(
+    path: str | Path | bytes, device: str, threads: int, *, optimized: bool
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Spinning threads take the processor from the network that runs beside.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -131,8 +180,10 @@ def _open(path: str | Path | bytes, device: str, threads: int) -> ort.InferenceS
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
 
 
-def _onnx_name(ort_type: str) -> str:
-    return ort_type.removeprefix("tensor(").removesuffix(")")
+def _info(node: Any) -> v1.TensorInfo:  # noqa: ANN401 - ONNX Runtime's NodeArg has no types
+    name = node.type.removeprefix("tensor(").removesuffix(")")
+    shape = [size if isinstance(size, int) else -1 for size in node.shape or []]
+    return v1.TensorInfo(name=node.name, dtype=name, shape=shape)
 
 
 def debug_model(proto: onnx.ModelProto) -> tuple[bytes, list[str]]:

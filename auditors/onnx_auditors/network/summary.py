@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 
 import onnx
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel
-
-_FLOATS = frozenset({"float", "float16", "bfloat16", "double"})
 
 
 def summarize(proto: onnx.ModelProto, sha256: str) -> v1.ModelSummary:
@@ -50,17 +46,3 @@ def tensor_info(value: onnx.ValueInfoProto) -> v1.TensorInfo:
         dtype=onnx.TensorProto.DataType.Name(tensor.elem_type).lower(),
         shape=[d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim],
     )
-
-
-def prediction_output(outputs: Iterable[v1.TensorInfo]) -> str:
-    """Returns the name of the output that holds the class scores: the first of floating type.
-
-    Raises:
-        InvalidModel: No output is of floating type.
-    """
-    listed = list(outputs)
-    for output in listed:
-        if output.dtype in _FLOATS:
-            return output.name
-    found = ", ".join(f"{o.name}: {o.dtype}" for o in listed)
-    raise InvalidModel(f"no output holds class scores of a floating type; found {found}")

@@ -17,6 +17,8 @@ from tests.support import graph_model, node_model
 
 from onnx_auditors.errors import UnsupportedOperator
 from onnx_auditors.network import load
+from onnx_auditors.network.node import Node, Refused, Value
+from onnx_auditors.network.plan import bind_function
 from onnx_auditors.network.registry import OPERATORS
 
 RNG = np.random.default_rng(0)
@@ -300,9 +302,15 @@ def test_shape_arithmetic_is_folded() -> None:
 def test_an_attribute_that_nobody_reads_is_refused() -> None:
     """What an operator does not cover is an error, never another result."""
     x = draw(2, 3, 8, 8)
-    with pytest.raises(UnsupportedOperator, match="dilations"):
-        load(node_model("AveragePool", x, kernel_shape=[2, 2], dilations=[2, 2]))
-    indices = helper.make_node("MaxPool", ["x"], ["m", "i"], kernel_shape=[2, 2])
-    cast = helper.make_node("Cast", ["i"], ["y"], to=1)
+    unknown = node_model("Relu", x)
+    unknown.graph.node[0].attribute.append(helper.make_attribute("consumed_inputs", [0]))
+    node = Node(
+        unknown.graph.node[0], 21, [Value("x", torch.empty(2), None, 1)], ["y"], torch.float32
+    )
+    with pytest.raises(Refused, match="consumed_inputs"):
+        bind_function(OPERATORS["Relu"], node)
+    mask = helper.make_node("BatchNormalization", ["x", "c", "c", "c", "c"], ["a", "y", "v"])
+    model = graph_model([mask], {"x": x.shape}, {"c": draw(3)}, check=False)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", 1, [3]))
     with pytest.raises(UnsupportedOperator, match="first 1 outputs"):
-        load(graph_model([indices, cast], {"x": x.shape}))
+        load(model)

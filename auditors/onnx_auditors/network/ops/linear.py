@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from onnx_auditors.network.node import Node
 from onnx_auditors.network.registry import Function, operator, plain
-from onnx_auditors.network.windows import pad_amounts, read_window
+from onnx_auditors.network.windows import (
+    pad_amounts,
+    read_transposed_window,
+    read_window,
+)
 
 plain({"MatMul": torch.matmul})
 
@@ -45,5 +51,62 @@ def conv(node: Node) -> Function:
         if not symmetric:
             x = functional.pad(x, amounts)
         return convolve(x, w, b, window.strides, padding, window.dilations, groups)
+
+    return function
+
+
+@operator("ConvTranspose")
+def conv_transpose(node: Node) -> Function:
+    """The adjoint of a convolution; padding crops its output, output_padding extends it."""
+    window = read_transposed_window(node)
+    groups = node.integer("group", 1)
+    axes = len(window.kernel)
+    convolve = (
+        functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d
+    )[axes - 1]  # fmt: skip
+    native = window.begin == window.end and min(window.begin) >= 0
+    cropped = pad_amounts([-b for b in window.begin], [-e for e in window.end])
+    shape = [1, -1] + [1] * axes
+
+    def function(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        if native:
+            return convolve(
+                x, w, b, window.strides, window.begin, groups=groups, dilation=window.dilations
+            )
+        full = convolve(x, w, None, window.strides, groups=groups, dilation=window.dilations)
+        y = functional.pad(full, cropped)
+        return y if b is None else y + b.reshape(shape)
+
+    return function
+
+
+@operator("Einsum", since=12)
+def einsum(node: Node) -> Function:
+    """Sums products along the axes that an equation names."""
+    equation = node.text("equation").replace(" ", "")
+    return lambda *tensors: torch.einsum(equation, *tensors)
+
+
+@operator("Det")
+def determinant(_: Node) -> Function:
+    """Determinants of the last two axes."""
+    return torch.linalg.det
+
+
+@operator("Col2Im", since=18)
+def columns_to_image(node: Node) -> Function:
+    """Adds blocks, given as columns, up to an image; the adjoint of cutting it into blocks."""
+    image, kernel = node.constant_ints(1), node.constant_ints(2)
+    window = read_window(node, kernel, sizes=image)
+    sizes = [b + n + e for b, n, e in zip(window.begin, image, window.end, strict=True)]
+    places = torch.from_numpy(window.places(sizes))
+    cropped = pad_amounts([-b for b in window.begin], [-e for e in window.end])
+    channels = node.shape()[1] // math.prod(kernel)
+
+    def function(x: Tensor) -> Tensor:
+        blocks = x.reshape(x.shape[0], channels, -1)
+        plane = x.new_zeros(x.shape[0], channels, math.prod(sizes))
+        plane = plane.index_add(2, places.reshape(-1).to(x.device), blocks)
+        return functional.pad(plane.reshape(x.shape[0], channels, *sizes), cropped)
 
     return function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,17 +46,76 @@ def instance_normalization(node: Node) -> Function:
 
 @operator("LayerNormalization", since=17)
 def layer_normalization(node: Node) -> Function:
-    """Normalises over the last axes."""
+    """Normalises over the last axes; can also return mean and inverse standard deviation."""
     node.ignore("stash_type")  # statistics are in the network's floating type in any case
     epsilon = node.number("epsilon", 1e-5)
     rank = len(node.shape())
     axes = list(range(node.integer("axis", -1) % rank, rank))
+    statistics = node.wants(1) or node.wants(2)
 
-    def function(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    def function(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:  # noqa: ANN401 - one tensor or three
+        mean = x.mean(axes, keepdim=True)
+        centred = x - mean
+        inverse = torch.rsqrt(centred.square().mean(axes, keepdim=True) + epsilon)
+        y = centred * inverse * scale
+        y = y if bias is None else y + bias
+        return (y, mean, inverse) if statistics else y
+
+    return function
+
+
+@operator("RMSNormalization", since=23)
+def rms_normalization(node: Node) -> Function:
+    """Divides by the root mean square over the last axes."""
+    node.ignore("stash_type")
+    epsilon = node.number("epsilon", 1e-5)
+    rank = len(node.shape())
+    axes = list(range(node.integer("axis", -1) % rank, rank))
+
+    def function(x: Tensor, scale: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + epsilon) * scale
+
+    return function
+
+
+@operator("GroupNormalization", since=21)
+def group_normalization(node: Node) -> Function:
+    """Normalises groups of channels, then scales each channel."""
+    node.ignore("stash_type")
+    groups, epsilon = node.integer("num_groups"), node.number("epsilon", 1e-5)
+    shape = [1, -1] + [1] * (len(node.shape()) - 2)
+
+    def function(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        grouped = x.reshape(x.shape[0], groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        variance = centred.square().mean(-1, keepdim=True)
+        y = (centred * torch.rsqrt(variance + epsilon)).reshape(x.shape)
+        return y * scale.reshape(shape) + bias.reshape(shape)
+
+    return function
+
+
+@operator("LpNormalization")
+def lp_normalization(node: Node) -> Function:
+    """Divides by the norm along an axis; 0 where that is 0."""
+    axis, power = node.integer("axis", -1), node.integer("p", 2)
+
+    def function(x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, power, axis, keepdim=True)
+        return x / torch.where(norm == 0, 1, norm)
+
+    return function
+
+
+@operator("MeanVarianceNormalization", since=9)
+def mean_variance_normalization(node: Node) -> Function:
+    """Subtracts the mean and divides by the standard deviation."""
+    axes = node.integers("axes", [0, 2, 3])
+
+    def function(x: Tensor) -> Tensor:
         centred = x - x.mean(axes, keepdim=True)
-        variance = centred.square().mean(axes, keepdim=True)
-        scaled = centred / torch.sqrt(variance + epsilon) * scale
-        return scaled if bias is None else scaled + bias
+        # The constant is that of ONNX's definition.
+        return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
 
     return function
 

@@ -19,6 +19,7 @@ def constant(node: Node) -> Function:
     """A stored tensor or number."""
     if node.has("value"):
         tensor = node.tensor("value")
+        node.declare(node.value("value").data_type)
     elif node.has("value_float") or node.has("value_floats"):
         name = "value_float" if node.has("value_float") else "value_floats"
         tensor = torch.tensor(node.value(name), dtype=node.dtype(1))
@@ -35,6 +36,8 @@ def constant_of_shape(node: Node) -> Function:
     """A tensor of a given shape with one value throughout."""
     shape = node.constant_ints(0)
     value = node.tensor("value") if node.has("value") else torch.zeros(1, dtype=node.dtype(1))
+    if node.has("value"):
+        node.declare(node.value("value").data_type)
     return lambda: value.reshape(()).expand(shape)
 
 
@@ -60,7 +63,7 @@ def size(node: Node) -> Function:
     return lambda _: torch.tensor(count, dtype=torch.int64)
 
 
-@operator("Reshape", since=5)
+@operator("Reshape", since=5, carries=True)
 def reshape(node: Node) -> Function:
     """Gives another shape; 0 copies an axis unless allowzero is set, -1 takes the rest."""
     sizes, old = node.constant_ints(1), node.shape()
@@ -71,7 +74,7 @@ def reshape(node: Node) -> Function:
     return lambda x: x.reshape(sizes)
 
 
-@operator("Flatten", since=9)
+@operator("Flatten", since=9, carries=True)
 def flatten(node: Node) -> Function:
     """Makes a matrix of the axes before and from `axis` on."""
     old = node.shape()
@@ -81,14 +84,14 @@ def flatten(node: Node) -> Function:
     return lambda x: x.reshape(sizes)
 
 
-@operator("Transpose")
+@operator("Transpose", carries=True)
 def transpose(node: Node) -> Function:
     """Permutes the axes; reverses them by default."""
     order = node.integers("perm", list(reversed(range(len(node.shape())))))
     return lambda x: x.permute(order)
 
 
-@operator("Squeeze")
+@operator("Squeeze", carries=True)
 def squeeze(node: Node) -> Function:
     """Drops axes of size 1: those named, or all."""
     old = node.shape()
@@ -100,7 +103,7 @@ def squeeze(node: Node) -> Function:
     return lambda x: x.reshape(sizes)
 
 
-@operator("Unsqueeze")
+@operator("Unsqueeze", carries=True)
 def unsqueeze(node: Node) -> Function:
     """Adds axes of size 1 at the given places of the result."""
     axes = _axes(node)
@@ -115,14 +118,14 @@ def _axes(node: Node) -> list[int]:
     return node.constant_ints(1) if node.present(1) else node.integers("axes", [])
 
 
-@operator("Concat", since=4)
+@operator("Concat", since=4, carries=True)
 def concat(node: Node) -> Function:
     """Joins tensors along an axis."""
     axis = node.integer("axis")
     return lambda *tensors: torch.cat(tensors, axis)
 
 
-@operator("Split", since=2)
+@operator("Split", since=2, carries=True)
 def split(node: Node) -> Function:
     """Cuts a tensor along an axis; the last part may be smaller when only a number is given."""
     axis = node.integer("axis", 0)
@@ -134,21 +137,21 @@ def split(node: Node) -> Function:
     return lambda x: tuple(torch.split(x, sizes, axis))
 
 
-@operator("Expand", since=8)
+@operator("Expand", since=8, carries=True)
 def expand(node: Node) -> Function:
     """Broadcasts to a shape, which itself may have axes of size 1."""
     shape = np.broadcast_shapes(tuple(node.constant_ints(1)), node.shape())
     return lambda x: x.expand(shape)
 
 
-@operator("Tile", since=6)
+@operator("Tile", since=6, carries=True)
 def tile(node: Node) -> Function:
     """Repeats along each axis."""
     repeats = node.constant_ints(1)
     return lambda x: x.repeat(repeats)
 
 
-@operator("DepthToSpace")
+@operator("DepthToSpace", carries=True)
 def depth_to_space(node: Node) -> Function:
     """Moves channels into blocks of pixels."""
     block = node.integer("blocksize")
@@ -164,6 +167,66 @@ def depth_to_space(node: Node) -> Function:
     return lambda x: x.reshape(split_shape).permute(order).reshape(result)
 
 
+@operator("SpaceToDepth", carries=True)
+def space_to_depth(node: Node) -> Function:
+    """Moves blocks of pixels into channels."""
+    block = node.integer("blocksize")
+    mode = node.text("mode", "DCR")
+    n, c, h, w = node.shape()
+    split_shape = (n, c, h // block, block, w // block, block)
+    if mode == "DCR":
+        order = (0, 3, 5, 1, 2, 4)
+    elif mode == "CRD":
+        order = (0, 1, 3, 5, 2, 4)
+    else:
+        node.refuse(f"mode {mode} is not covered")
+    result = (n, c * block**2, h // block, w // block)
+    return lambda x: x.reshape(split_shape).permute(order).reshape(result)
+
+
+@operator("CenterCropPad", since=18, carries=True)
+def center_crop_pad(node: Node) -> Function:
+    """Crops or pads with zeros around the centre; what cannot be halved goes to the end."""
+    old = node.shape()
+    sizes = node.constant_ints(1)
+    axes = node.integers("axes", list(range(len(old))))
+    begin, end = [0] * len(old), [0] * len(old)
+    for axis, size in zip(axes, sizes, strict=True):
+        more = size - old[axis]
+        half = abs(more) // 2
+        begin[axis], end[axis] = (half, more - half) if more >= 0 else (-half, more + half)
+    amounts = [a for pair in reversed(list(zip(begin, end, strict=True))) for a in pair]
+    return lambda x: functional.pad(x, amounts)
+
+
+@operator("Range", since=11)
+def arithmetic_range(node: Node) -> Function:
+    """Numbers from a start, below a limit, in equal steps."""
+    value = node.inputs[0]
+    start, limit, delta = (node.constant(i).reshape(()) for i in range(3))
+    count = max(math.ceil((limit.double() - start.double()) / delta.double()), 0)
+    dtype = start.dtype
+    if value is None or dtype in {torch.uint16, torch.uint32, torch.uint64}:
+        node.refuse("unsigned integers are not covered")
+    return lambda: start + torch.arange(count, device=start.device).to(dtype) * delta
+
+
+@operator("EyeLike", since=9)
+def eye_like(node: Node) -> Function:
+    """A matrix with ones on one diagonal."""
+    offset = node.integer("k", 0)
+    dtype = node.dtype(node.integer("dtype", node.element_type(0)))
+    rows, columns = node.shape()
+
+    def function(x: Tensor) -> Tensor:
+        places = (
+            torch.arange(columns, device=x.device) - torch.arange(rows, device=x.device)[:, None]
+        )
+        return (places == offset).to(dtype)
+
+    return function
+
+
 _PAD_MODES: dict[str, Literal["reflect", "edge", "wrap"]] = {
     "reflect": "reflect",
     "edge": "edge",
@@ -171,7 +234,7 @@ _PAD_MODES: dict[str, Literal["reflect", "edge", "wrap"]] = {
 }
 
 
-@operator("Pad", since=2)
+@operator("Pad", since=2, carries=True)
 def pad(node: Node) -> Function:
     """Pads, or with negative amounts crops, with a constant or with what is at the edge."""
     mode = node.text("mode", "constant")
