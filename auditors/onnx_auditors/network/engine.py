@@ -248,7 +248,7 @@ def _mapped(
 def _keep(
     store: OrderedDict[Hashable, _T], key: Hashable, capacity: int, make: Callable[[], _T]
 ) -> _T:
-    """Returns what is stored under a key, made first if it is not; drops what was used longest ago."""
+    """Returns what is stored under a key, made first if need be; drops what is used least."""
     if key in store:
         store.move_to_end(key)
     else:

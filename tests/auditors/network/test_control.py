@@ -16,7 +16,9 @@ from onnx_auditors.network import Limits, load
 X = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 
 
-def info(name: str, shape: list[int | str] | None = None, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:  # fmt: skip
+def info(
+    name: str, shape: list[int | str] | None = None, kind: int = TensorProto.FLOAT
+) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -156,7 +158,7 @@ def test_a_loop_that_the_input_ends() -> None:
 @pytest.mark.parametrize("limits", [Limits(max_iterations=100), Limits(max_steps=500)])
 def test_a_loop_without_end_is_stopped(limits: Limits) -> None:
     """A small file that runs for ever is refused while it is loaded."""
-    with pytest.raises(LimitExceeded, match="at most|is accepted|accepted"):
+    with pytest.raises(LimitExceeded, match="accepted"):
         load(loop(None), limits=limits)
     with pytest.raises(LimitExceeded):
         load(loop(2**62), limits=limits)

@@ -68,7 +68,8 @@ def cosine(network: Network, original: object, x: Tensor, weights: Tensor) -> fl
         assert callable(function)
         (gradient,) = torch.autograd.grad((function(leaf) @ weights).sum(), leaf)
         gradients.append(gradient.double().flatten())
-    return float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
+    ours, theirs = gradients
+    return float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))
 
 
 @pytest.mark.parametrize(("name", "dynamo", "fixed"), KINDS)
@@ -162,7 +163,7 @@ def output_step(proto: onnx.ModelProto) -> float:
 
 @pytest.mark.parametrize(("name", "fixed"), [("convnext", 1), ("vit", 1), ("resnet", 0)])
 def test_values_by_name(name: str, fixed: int) -> None:
-    """Values come by name with one row per sample, and the rest follows from them, differentiably."""
+    """Values come by name, a row per sample, and the rest follows from them differentiably."""
     network, x = load(exported(name, dynamo=name != "convnext", fixed=fixed)), inputs(name, 3)
     logits, cut = network(x), 0
     for layer in network.layers:
