@@ -40,24 +40,145 @@ PASS, WRONG, UNSUPPORTED = "pass", "wrong", "unsupported"
 
 # The operators of classifiers, autoencoders and transformers.
 IN_SCOPE = frozenset(
-    """
-    Abs Add Sub Mul Div Neg Pow Sqrt Exp Log Erf Reciprocal Min Max Sum Mean Mod Floor Ceil Round
-    Sign Clip Sin Cos Equal Greater GreaterOrEqual Less LessOrEqual And Or Not Xor Where IsNaN IsInf
-    Relu LeakyRelu PRelu Elu Selu Celu Gelu Sigmoid Tanh HardSigmoid HardSwish Mish Swish SwiGLU
-    Softplus Softsign ThresholdedRelu Shrink Softmax LogSoftmax Hardmax
-    MatMul Gemm Conv ConvTranspose Einsum Attention RotaryEmbedding Col2Im
-    MaxPool AveragePool LpPool GlobalMaxPool GlobalAveragePool GlobalLpPool
-    BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization
-    LpNormalization MeanVarianceNormalization LRN
-    Reshape Transpose Flatten Squeeze Unsqueeze Concat Split Slice Gather GatherElements GatherND
-    ScatterElements ScatterND Expand Tile Pad Shape Size Identity Cast CastLike Constant
-    ConstantOfShape Range Trilu DepthToSpace SpaceToDepth CumSum TopK ArgMax ArgMin OneHot NonZero
-    EyeLike Compress Dropout CenterCropPad Resize Upsample GridSample AffineGrid
-    ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare
-    ReduceLogSum ReduceLogSumExp
-    QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul MatMulInteger
-    ConvInteger
-    """.split()
+    [
+        "Abs",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Pow",
+        "Sqrt",
+        "Exp",
+        "Log",
+        "Erf",
+        "Reciprocal",
+        "Min",
+        "Max",
+        "Sum",
+        "Mean",
+        "Mod",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Clip",
+        "Sin",
+        "Cos",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "Where",
+        "IsNaN",
+        "IsInf",
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Celu",
+        "Gelu",
+        "Sigmoid",
+        "Tanh",
+        "HardSigmoid",
+        "HardSwish",
+        "Mish",
+        "Swish",
+        "SwiGLU",
+        "Softplus",
+        "Softsign",
+        "ThresholdedRelu",
+        "Shrink",
+        "Softmax",
+        "LogSoftmax",
+        "Hardmax",
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "Einsum",
+        "Attention",
+        "RotaryEmbedding",
+        "Col2Im",
+        "MaxPool",
+        "AveragePool",
+        "LpPool",
+        "GlobalMaxPool",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "GroupNormalization",
+        "RMSNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "LRN",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Split",
+        "Slice",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "ScatterElements",
+        "ScatterND",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Shape",
+        "Size",
+        "Identity",
+        "Cast",
+        "CastLike",
+        "Constant",
+        "ConstantOfShape",
+        "Range",
+        "Trilu",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "CumSum",
+        "TopK",
+        "ArgMax",
+        "ArgMin",
+        "OneHot",
+        "NonZero",
+        "EyeLike",
+        "Compress",
+        "Dropout",
+        "CenterCropPad",
+        "Resize",
+        "Upsample",
+        "GridSample",
+        "AffineGrid",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "MatMulInteger",
+        "ConvInteger",
+    ]
 )
 _ORDINARY = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
@@ -185,9 +306,7 @@ def run_reference(case: Case) -> list[Any]:
     return list(onnx.reference.ReferenceEvaluator(case.model).run(None, case.inputs))
 
 
-def agree(
-    found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = False
-) -> bool:
+def agree(found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = False) -> bool:
     """Says whether outputs agree in number, type, shape and values.
 
     Args:

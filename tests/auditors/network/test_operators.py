@@ -304,7 +304,9 @@ def test_an_attribute_that_nobody_reads_is_refused() -> None:
     x = draw(2, 3, 8, 8)
     unknown = node_model("Relu", x)
     unknown.graph.node[0].attribute.append(helper.make_attribute("consumed_inputs", [0]))
-    node = Node(unknown.graph.node[0], 21, [Value("x", torch.empty(2), None, 1)], ["y"], torch.float32)
+    node = Node(
+        unknown.graph.node[0], 21, [Value("x", torch.empty(2), None, 1)], ["y"], torch.float32
+    )
     with pytest.raises(Refused, match="consumed_inputs"):
         bind_function(OPERATORS["Relu"], node)
     mask = helper.make_node("BatchNormalization", ["x", "c", "c", "c", "c"], ["a", "y", "v"])

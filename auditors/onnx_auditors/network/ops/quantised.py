@@ -206,7 +206,7 @@ def qlinear_conv(node: Node) -> Function:
     limits = _limits(node, node.element_type(7))
     channel = [-1] + [1] * (rank - 2)
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
         y_scale: Tensor, y_zero: Tensor, bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
@@ -225,7 +225,7 @@ def qlinear_matmul(node: Node) -> Function:
     """Matrix product of quantised values, quantised again."""
     limits = _limits(node, node.element_type(7))
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor,
         y_scale: Tensor, y_zero: Tensor,
     ) -> Tensor:  # fmt: skip

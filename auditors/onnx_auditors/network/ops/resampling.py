@@ -96,7 +96,7 @@ def _roi(node: Node, axes: list[int]) -> list[float]:
 def _scales_and_sizes(node: Node, axes: list[int]) -> tuple[list[float], list[int]]:
     old = [node.shape()[axis] for axis in axes]
     policy = node.text("keep_aspect_ratio_policy", "stretch")
-    if node.present(2) and node.inputs[2] is not None and math.prod(node.shape(2)):
+    if node.present(2) and math.prod(node.shape(2)):
         scales = [float(s) for s in node.constant(2).tolist()]
         return scales, [_scaled(n, s) for n, s in zip(old, scales, strict=True)]
     if node.present(2):

@@ -43,9 +43,7 @@ def test_fused_matmul(left: int, right: int, stack: bool) -> None:
     a, b = draw(4, 3) if left else draw(3, 4), draw(5, 4) if right else draw(4, 5)
     if stack:
         a = np.stack([a, 2 * a])
-    model = model_of(
-        "FusedMatMul", [a, b], domain=DOMAIN, transA=left, transB=right, alpha=0.5
-    )
+    model = model_of("FusedMatMul", [a, b], domain=DOMAIN, transA=left, transB=right, alpha=0.5)
     check(model, [a, b])
 
 
@@ -106,16 +104,14 @@ def test_attention(causal: int, mask: str, added: bool, scaled: bool) -> None:
                                   draw(3 * heads * size), masks[mask]]  # fmt: skip
     if added:
         inputs += [None, draw(1, heads, length, length, seed=2)]
-    extra = {"scale": 0.3} if scaled else {}
+    extra: dict[str, Any] = {"scale": 0.3} if scaled else {}
     model = model_of("Attention", inputs, constant=[1, 2], domain=DOMAIN, num_heads=heads,
                      unidirectional=causal, **extra)  # fmt: skip
     check(model, inputs, 1e-4)
 
 
 @FEW
-@given(
-    bias=st.booleans(), mask=st.booleans(), added=st.booleans(), causal=st.sampled_from([0, 1])
-)
+@given(bias=st.booleans(), mask=st.booleans(), added=st.booleans(), causal=st.sampled_from([0, 1]))
 def test_multi_head_attention(bias: bool, mask: bool, added: bool, causal: int) -> None:
     """MultiHeadAttention agrees with biases, a mask of keys and a bias on the scores."""
     batch, heads, rows, columns = 2, 2, 4, 4 if causal else 5
@@ -139,9 +135,7 @@ def test_multi_head_attention(bias: bool, mask: bool, added: bool, causal: int) 
     again=st.booleans(),
     columns=st.booleans(),
 )
-def test_qgemm(
-    signed: bool, left: int, right: int, bias: bool, again: bool, columns: bool
-) -> None:
+def test_qgemm(signed: bool, left: int, right: int, bias: bool, again: bool, columns: bool) -> None:
     """QGemm agrees for every transposition, scales for each column, and without an output scale."""
     a = quantised(*((4, 3) if left else (3, 4)), signed=signed)
     b = quantised(*((5, 4) if right else (4, 5)), signed=True, seed=1)

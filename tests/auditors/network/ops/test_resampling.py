@@ -54,9 +54,7 @@ def test_resize(
     scales=st.lists(st.sampled_from([0.5, 0.6, 1.0, 1.5, 2.0, 3.0]), min_size=2, max_size=2),
     by_size=st.booleans(),
 )
-def test_resize_nearest(
-    rounding: str, transform: str, scales: list[float], by_size: bool
-) -> None:
+def test_resize_nearest(rounding: str, transform: str, scales: list[float], by_size: bool) -> None:
     """Nearest interpolation agrees for every rounding."""
     x = draw(1, 2, 7, 10)
     inputs: list[Array | None] = [x, None, np.array([1, 1, *scales], np.float32)]
