@@ -233,7 +233,9 @@ def load_cases() -> list[Case]:
         warnings.simplefilter("ignore")
         for kind in KINDS:
             for test in onnx.backend.test.loader.load_model_tests(kind=kind):
-                model, data = (test.model, test.data_sets) if test.model else _from_disk(test)
+                model, data = test.model, list(test.data_sets or [])
+                if model is None:
+                    model, data = _from_disk(test)
                 stored = {t.name for t in model.graph.initializer}
                 names = [i.name for i in model.graph.input]
                 if len(data[0][0]) < len(names):

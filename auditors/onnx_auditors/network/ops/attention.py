@@ -16,7 +16,7 @@ _BIASED = 2
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[batch, length, heads * size] -> [batch, heads, length, size]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:

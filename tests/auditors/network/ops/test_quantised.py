@@ -106,7 +106,7 @@ def qdq_model() -> onnx.ModelProto:
         helper.make_node("DequantizeLinear", ["r", "s", "z"], ["d"]),
         helper.make_node("MatMul", ["d", "w"], ["y"]),
     ]
-    weights = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8), "flat": np.array([-1, 6]),
+    weights: dict[str, Array] = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8), "flat": np.array([-1, 6]),
                "w": draw(6, 3, seed=1)}  # fmt: skip
     return graph_model(nodes, {"x": ["n", 2, 6]}, weights)
 
