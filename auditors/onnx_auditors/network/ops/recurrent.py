@@ -69,11 +69,11 @@ def _activation(node: Node, name: str, alphas: list[float], betas: list[float]) 
     if name == "elu":
         size = alphas.pop(0) if alphas else 1.0
         return lambda x: functional.elu(x, size)
-    if name == "hardsigmoid":
-        factor = alphas.pop(0) if alphas else 0.2
-        shift = betas.pop(0) if betas else 0.5
-        return lambda x: torch.clamp(factor * x + shift, 0, 1)
-    node.refuse(f"activation {name} is not covered")
+    if name != "hardsigmoid":
+        node.refuse(f"activation {name} is not covered")
+    factor = alphas.pop(0) if alphas else 0.2
+    shift = betas.pop(0) if betas else 0.5
+    return lambda x: torch.clamp(factor * x + shift, 0, 1)
 
 
 def _lstm_step(node: Node, activations: list[_Activation]) -> _Step:
@@ -114,7 +114,7 @@ def _gru_step(node: Node, activations: list[_Activation]) -> _Step:
 def _rnn_step(node: Node, activations: list[_Activation]) -> _Step:  # noqa: ARG001 - as the others
     (f,) = activations
 
-    def step(x: Tensor, r: Tensor, extra: _Extra, state: _State) -> _State:  # noqa: ARG001 - as above
+    def step(x: Tensor, r: Tensor, _: _Extra, state: _State) -> _State:
         return (f(x + state[0] @ r.mT),)
 
     return step
@@ -137,8 +137,10 @@ def recurrent(node: Node) -> Function:
     states = 2 if node.op_type == "LSTM" else 1
     length = node.shape()[1 if batch_first else 0]
 
-    def function(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,
-                 lengths: Tensor | None = None, *given: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+    def function(
+        x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,
+        lengths: Tensor | None = None, *given: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         x = x.transpose(0, 1) if batch_first else x
         bias = x.new_zeros(directions, 2 * gates * size) if b is None else b
         peepholes = given[states] if len(given) > states else None

@@ -195,7 +195,7 @@ def _cubic(t: _Array, a: float) -> _Array:
     """Keys 1981, "Cubic convolution interpolation", equation 4 with a free parameter."""
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    return np.where(t <= 1, near, np.where(t < _REACH, far, 0.0))
 
 
 _REACH = 2

@@ -16,7 +16,8 @@ from onnx_auditors.network import load
 
 UNARY = ["Abs", "Neg", "Exp", "Erf", "Sin", "Cos", "Tan", "Atan", "Sinh", "Cosh", "Asinh", "Tanh",
          "Sigmoid", "Softplus", "Softsign", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Mish",
-         "HardSigmoid", "HardSwish", "ThresholdedRelu", "Softmax", "LogSoftmax", "Gelu"]  # fmt: skip
+         "HardSigmoid", "HardSwish", "ThresholdedRelu", "Softmax", "LogSoftmax",
+         "Gelu"]  # fmt: skip
 CASES: list[tuple[str, list[npt.NDArray[np.float32]], dict[str, Any]]] = [
     *((op_type, [], {}) for op_type in UNARY),
     ("GlobalLpPool", [], {}), ("GlobalAveragePool", [], {}), ("GlobalMaxPool", [], {}),

@@ -42,7 +42,7 @@ def test_gather_nd(batch: int, depth: int) -> None:
     """GatherND agrees for all batch axes and depths."""
     x = draw(3, 3, 4, 5)
     index = RNG.integers(-3, 3, (*x.shape[:batch], 2, depth))
-    inputs = [x, index]
+    inputs: list[Array | None] = [x, index]
     check(model_of("GatherND", inputs, batch_dims=batch), inputs)
 
 
@@ -101,8 +101,9 @@ def test_shapes_that_depend_on_content() -> None:
 @pytest.mark.parametrize("equation", ["bij,bjk->bik", "...i,...i->...", "ij->ji", "ii->i", "bi,i"])
 def test_einsum(equation: str) -> None:
     """Einsum agrees with and without an output and with an ellipsis."""
-    shapes: dict[str, list[tuple[int, ...]]] = {"bij,bjk->bik": [(2, 3, 4), (2, 4, 5)], "...i,...i->...": [(2, 3, 4), (2, 3, 4)],
-              "ij->ji": [(3, 4)], "ii->i": [(3, 3)], "bi,i": [(2, 3), (3,)]}  # fmt: skip
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "bij,bjk->bik": [(2, 3, 4), (2, 4, 5)], "...i,...i->...": [(2, 3, 4), (2, 3, 4)],
+        "ij->ji": [(3, 4)], "ii->i": [(3, 3)], "bi,i": [(2, 3), (3,)]}  # fmt: skip
     inputs = [draw(*shape, seed=i) for i, shape in enumerate(shapes[equation])]
     check(model_of("Einsum", inputs, equation=equation), inputs)
 

@@ -106,7 +106,8 @@ def qdq_model() -> onnx.ModelProto:
         helper.make_node("DequantizeLinear", ["r", "s", "z"], ["d"]),
         helper.make_node("MatMul", ["d", "w"], ["y"]),
     ]
-    weights: dict[str, Array] = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8), "flat": np.array([-1, 6]),
+    weights: dict[str, Array] = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8),
+               "flat": np.array([-1, 6]),
                "w": draw(6, 3, seed=1)}  # fmt: skip
     return graph_model(nodes, {"x": ["n", 2, 6]}, weights)
 
@@ -121,7 +122,7 @@ def test_gradients_pass_through_integers() -> None:
     smooth = x.clone().requires_grad_()
     pooled = torch.nn.functional.max_pool1d(smooth.clamp(-128 * 0.02, 127 * 0.02), 2).reshape(-1, 6)
     y = pooled @ torch.from_numpy(draw(6, 3, seed=1))
-    y.backward(2 * network(x).detach())
+    torch.autograd.backward(y, 2 * network(x).detach())
     assert leaf.grad is not None
     assert smooth.grad is not None
     torch.testing.assert_close(leaf.grad, smooth.grad)
