@@ -5,8 +5,8 @@ that a step reads has one row per sample along some axis, and the operator compu
 result from the same row alone, its result has one row per sample too, along an axis that the rule
 knows. A sample may have several entries along that axis, next to each other, as where heads of an
 attention are joined to the batch. Reshape and Expand get that axis rewritten, since they name it;
-constants stay those of batch k. A step that no rule covers ends the attempt, and the graph is mapped
-over its own batch instead.
+constants stay those of batch k. A step that no rule covers ends the attempt, and the graph is
+mapped over its own batch instead.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ import torch
 
 from onnx_auditors.network.node import Refused, Value
 from onnx_auditors.network.plan import Binder, Plan, Step, Walker
+from onnx_auditors.network.reading import names_in
 
-_BROADCASTING = frozenset(
+_BROADCASTING = names_in(
     "Add Sub Mul Div Pow Mod Min Max Sum Mean Where Equal Greater GreaterOrEqual Less LessOrEqual "
-    "And Or Xor PRelu Clip".split()
+    "And Or Xor PRelu Clip"
 )
-_ALONE = frozenset(
+_ALONE = names_in(
     "Abs Neg Sqrt Exp Log Erf Reciprocal Floor Ceil Round Sign Sin Cos Tan Not IsNaN IsInf Relu "
     "LeakyRelu Elu Selu Celu Gelu Sigmoid Tanh HardSigmoid HardSwish Mish Swish Softplus Softsign "
-    "ThresholdedRelu Shrink Identity Cast Dropout FastGelu QuickGelu".split()
+    "ThresholdedRelu Shrink Identity Cast Dropout FastGelu QuickGelu"
 )
-_CHANNELS = frozenset(
+_CHANNELS = names_in(
     "Conv ConvTranspose BatchNormalization InstanceNormalization GroupNormalization LRN MaxPool "
     "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool DepthToSpace "
-    "SpaceToDepth".split()
+    "SpaceToDepth"
 )
-_REDUCTIONS = frozenset(
+_REDUCTIONS = names_in(
     "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
-    "ReduceLogSum ReduceLogSumExp".split()
+    "ReduceLogSum ReduceLogSumExp"
 )
 _ONE_AXIS = {
     "Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "LayerNormalization": -1,
@@ -125,17 +126,11 @@ def rewrite(binder: Binder, plan: Plan, batch: int, rows: int, device: torch.dev
             kind = inputs[index].element_type  # type: ignore[union-attr] # rules change what is there
             values[name] = Value(name, constant.to("meta"), constant.to(device), kind)
             given[index] = values[name]
-        try:
-            for value in walker.call(step.node, given, step.outputs):
-                if not value.name:
-                    continue
-                before = plan.shape(value.name)
-                entries = before[axis] // batch
-                if value.shape != (*before[:axis], entries * rows, *before[axis + 1 :]):
-                    raise NotBatchwise
-                values[value.name], axes[value.name] = value, (axis, entries)
-        except Refused as reason:
-            raise NotBatchwise from reason
+        for value in _call(walker, step, given):
+            before = plan.shape(value.name)
+            entries = before[axis] // batch
+            _require(value.shape == (*before[:axis], entries * rows, *before[axis + 1 :]))
+            values[value.name], axes[value.name] = value, (axis, entries)
     moved = frozenset(name for name, place in axes.items() if place != (0, 1))
     return Plan(walker.steps, values, moved)
 
@@ -144,6 +139,13 @@ _Changes = dict[int, torch.Tensor]
 _Verdict = tuple[_Changes, int]
 """Inputs to change, by position, and the axis of the rows in the result."""
 _Rule = Callable[[_View, int], _Verdict]
+
+
+def _call(walker: Walker, step: Step, given: list[Value | None]) -> list[Value]:
+    try:
+        return [v for v in walker.call(step.node, given, step.outputs) if v.name]
+    except Refused as reason:
+        raise NotBatchwise from reason
 
 
 def _first(step: Step) -> str:
@@ -241,7 +243,7 @@ def _flatten(view: _View, _: int) -> _Verdict:
 
 
 def _reshape(view: _View, rows: int) -> _Verdict:
-    """Entries keep their order, so a sample's stay together along a first axis of multiples of k."""
+    """Entries keep their order, so a sample's stay together along an axis of multiples of k."""
     whole = bool(view.out) and view.out[0] % view.batch == 0
     _require(view.only_first_varies() and whole and view.axis == 0)
     return {1: torch.tensor([view.out[0] // view.batch * rows, *view.out[1:]])}, 0

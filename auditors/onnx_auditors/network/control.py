@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onnx_auditors.errors import LimitExceeded
 from onnx_auditors.network.node import DependsOnInput, Refused, Value, to_dtype
-from onnx_auditors.network.reading import STANDARD_DOMAINS, subgraphs, walk
+from onnx_auditors.network.reading import STANDARD_DOMAINS, names_in, subgraphs, walk
 
 if TYPE_CHECKING:
     from onnx_auditors.network.plan import Walker
@@ -27,13 +27,13 @@ Control = Callable[
     ["Walker", onnx.NodeProto, Sequence["Value | None"], dict[str, Value], str], dict[str, Value]
 ]
 
-_HARMLESS = frozenset(
+_HARMLESS = names_in(
     "Abs Add And AveragePool BatchNormalization Cast Ceil Clip Concat Conv Elu Equal Erf Expand "
     "Flatten Floor Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid "
     "HardSwish Identity LayerNormalization LeakyRelu Less LessOrEqual LogSoftmax MatMul Max "
     "MaxPool Min Mul Neg Not Or Pad PRelu ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape "
     "Round Sigmoid Sign Slice Softmax Softplus Softsign Split Squeeze Sub Sum Tanh Transpose "
-    "Unsqueeze Where Xor".split()
+    "Unsqueeze Where Xor"
 )
 """Operators that are finite, with finite gradients, wherever their inputs are."""
 
@@ -255,7 +255,9 @@ def _rename(
     for name, value in zip(names, results, strict=False):
         if not name:
             continue
-        if value.constant is not None:
+        if value.name == prefix + name:
+            renamed[name] = value
+        elif value.constant is not None:
             renamed[name] = dataclasses.replace(value, name=prefix + name)
         else:
             renamed[name] = _apply(walker, _IDENTITY, _pass, [value], prefix + name)

@@ -15,9 +15,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
-from onnx_auditors.errors import InvalidModel, UnsupportedOperator
+from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
 from onnx_auditors.network.batching import NotBatchwise, rewrite
 from onnx_auditors.network.lowering import lower
+from onnx_auditors.network.node import Value
 from onnx_auditors.network.plan import Binder, Plan
 
 Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
@@ -138,6 +139,22 @@ class Engine:
         dtypes = [plan.values[name].meta.dtype for name in sources]
         return _converting(program.forward, dtypes)(*inputs.values())
 
+    def sample(self, signature: Signature) -> dict[str, Value]:
+        """Returns what one random batch shows of all values; nothing where it cannot be computed.
+
+        For graphs that cannot be planned without the content of their inputs.
+        """
+        generator = torch.Generator().manual_seed(0)
+        inputs = {
+            name: torch.rand(shape, generator=generator).to(self._device, dtype)
+            for name, shape, dtype in signature
+        }
+        try:
+            with torch.no_grad():
+                return self.binder.bind(self._weights, inputs, self._device).values
+        except (InvalidModel, LimitExceeded):
+            return {}
+
     def compute(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> list[Tensor]:
         """Computes values node by node, with the content of the inputs in hand.
 
@@ -231,7 +248,7 @@ def _mapped(
 def _keep(
     store: OrderedDict[Hashable, _T], key: Hashable, capacity: int, make: Callable[[], _T]
 ) -> _T:
-    """Returns what is stored under a key, made first if it is not; drops what was used longest ago."""
+    """Returns what is stored under a key, made first if need be; drops what is used least."""
     if key in store:
         store.move_to_end(key)
     else:

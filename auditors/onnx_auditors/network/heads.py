@@ -83,7 +83,8 @@ def fit_linear_head(
     bias = bias - mean @ weight
     accuracy = float(((features @ weight + bias).argmax(1) == labels.cpu()).double().mean())
     record = {"value": value, "method": method, "l2": l2, "seed": seed, "samples": len(labels),
-              "classes": classes, "features": features.shape[1], "training_accuracy": accuracy}  # fmt: skip
+              "classes": classes, "features": features.shape[1],
+              "training_accuracy": accuracy}  # fmt: skip
     sample = list(inputs.shape[1:])
     proto = _with_head(network.original, value, weight.numpy(), bias.numpy(), record)
     opened = any(size < 1 for size in network.input.shape[1:])
@@ -132,7 +133,7 @@ def _softmax(x: Tensor, targets: Tensor, l2: float, seed: int) -> tuple[Tensor, 
         total.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         return total
 
-    optimizer.step(loss)  # type: ignore[arg-type] # takes a loss as tensor too
+    optimizer.step(loss)  # type: ignore[no-untyped-call] # torch leaves it untyped
     return weight.detach(), bias.detach()
 
 

@@ -9,15 +9,16 @@ import onnx
 from torch import Tensor
 
 from onnx_auditors.network.plan import Plan, Step
+from onnx_auditors.network.reading import names_in
 
-_LINEAR = frozenset(
+_LINEAR = names_in(
     "Conv ConvTranspose Gemm MatMul BatchNormalization Add Sub Sum Mean Neg Mul Div AveragePool "
     "GlobalAveragePool ReduceMean ReduceSum Identity Cast Dropout Reshape Flatten Squeeze "
     "Unsqueeze Transpose Concat Split Slice Gather GatherElements Expand Tile Pad Resize Upsample "
-    "DepthToSpace SpaceToDepth CumSum Trilu Einsum".split()
+    "DepthToSpace SpaceToDepth CumSum Trilu Einsum"
 )
 """Operators that are linear, or affine, in one of their inputs while the others are constant."""
-_LINEAR_TOGETHER = frozenset("Add Sub Sum Mean Concat".split())
+_LINEAR_TOGETHER = names_in("Add Sub Sum Mean Concat")
 """Those that are linear in all inputs together."""
 
 
@@ -51,7 +52,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """ "linear" or "nonlinear"."""
+        """Either "linear" or "nonlinear"."""
         return "linear" if self.linear else "nonlinear"
 
 

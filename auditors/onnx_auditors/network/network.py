@@ -332,7 +332,7 @@ class Network(nn.Module):
             plan = engine.plan(self._signature_at(batch))
         except UnknownShape:
             engine.static = False
-            return {}
+            return engine.sample(self._signature_at(batch))
         except InvalidModel:
             if engine.batch is not None:
                 raise

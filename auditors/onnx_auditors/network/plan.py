@@ -228,6 +228,8 @@ class Walker:
         if control.is_control(proto):
             return control.OPERATORS[proto.op_type](self, proto, inputs, scope, prefix)
         names = [prefix + name if name in self.binder.read else "" for name in proto.output]
+        if not any(names):
+            return {}
         values = self.call(proto, inputs, names)
         return {v.name.removeprefix(prefix): v for v in values if v.name}
 

@@ -100,12 +100,17 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
         prepared = onnx.inliner.inline_local_functions(prepared)
     # The converter leaves the slopes of old PRelus as they are, though their meaning changes.
     if 0 < standard_opset(prepared) < TARGET_OPSET and not _has_channel_slopes(prepared):
-        try:
-            prepared = onnx.version_converter.convert_version(prepared, TARGET_OPSET)
-        except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
-            pass
+        prepared = _lifted(prepared)
     kept = {tensor.name: tensor for tensor in prepared.graph.initializer}
     return Prepared(prepared, kept | weights)
+
+
+def _lifted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model at opset 21; as it is where the converter cannot."""
+    try:
+        return onnx.version_converter.convert_version(proto, TARGET_OPSET)
+    except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
+        return proto
 
 
 def _without_weights(
@@ -150,6 +155,11 @@ def standard_opset(proto: onnx.ModelProto) -> int:
     """Returns the version of the standard operator set that the model imports; 0 if none."""
     versions = [o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS]
     return max(versions, default=0)
+
+
+def names_in(text: str) -> frozenset[str]:
+    """Returns the names in a text, which spaces part."""
+    return frozenset(text.split())
 
 
 def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

@@ -148,7 +148,7 @@ class Session:
             raise ModelFailed(f"ONNX Runtime could not run the model: {error}") from error
 
 
-def _fit(x: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+def _fit(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - any of the dtypes above
     """Returns x in the dtype of the model's input; rounded to the nearest where that is integer."""
     if np.issubdtype(dtype, np.integer) and np.issubdtype(x.dtype, np.floating):
         bounds = np.iinfo(dtype)

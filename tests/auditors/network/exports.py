@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import warnings
 from functools import lru_cache
@@ -26,21 +25,20 @@ def export(
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # The exporters' own warnings say nothing about the network.
         warnings.simplefilter("ignore")
+        path = Path(folder) / "m.onnx"
         if dynamo:
-            path = Path(folder) / "m.onnx"
             shapes = None if fixed else ({0: torch.export.Dim("batch")},)
             torch.onnx.export(
                 module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False,
                 external_data=False, opset_version=opset,
             )  # fmt: skip
             return path.read_bytes()
-        buffer = io.BytesIO()
         axes = None if fixed else {"x": {0: "n"}, "y": {0: "n"}}
         torch.onnx.export(
-            module, (x,), buffer, dynamo=False, input_names=["x"], output_names=["y"],
+            module, (x,), path, dynamo=False, input_names=["x"], output_names=["y"],
             dynamic_axes=axes, opset_version=opset or 17,
         )  # fmt: skip
-        return buffer.getvalue()
+        return path.read_bytes()
 
 
 @lru_cache(maxsize=64)

@@ -27,6 +27,7 @@ MATRIX = [
     for name in zoo.ZOO
     for dynamo, opsets in ((True, (18, 20, 21, 23)), (False, (13, 15, 17, 18)))
     for fixed, opset in itertools.product((0, 1), opsets)
+    if (name, opset) != ("vit", 13)  # torch exports its attention from opset 14 on
 ]
 
 
@@ -67,7 +68,8 @@ def cosine(network: Network, original: object, x: Tensor, weights: Tensor) -> fl
         assert callable(function)
         (gradient,) = torch.autograd.grad((function(leaf) @ weights).sum(), leaf)
         gradients.append(gradient.double().flatten())
-    return float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
+    ours, theirs = gradients
+    return float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))
 
 
 @pytest.mark.parametrize(("name", "dynamo", "fixed"), KINDS)
@@ -161,7 +163,7 @@ def output_step(proto: onnx.ModelProto) -> float:
 
 @pytest.mark.parametrize(("name", "fixed"), [("convnext", 1), ("vit", 1), ("resnet", 0)])
 def test_values_by_name(name: str, fixed: int) -> None:
-    """Values come by name with one row per sample, and the rest follows from them, differentiably."""
+    """Values come by name, a row per sample, and the rest follows from them differentiably."""
     network, x = load(exported(name, dynamo=name != "convnext", fixed=fixed)), inputs(name, 3)
     logits, cut = network(x), 0
     for layer in network.layers:

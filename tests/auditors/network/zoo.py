@@ -205,7 +205,7 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the block's map."""
-        y = self.scale * self.mlp(self.norm(self.deep(x).permute(0, 2, 3, 1)))
+        y: Tensor = self.scale * self.mlp(self.norm(self.deep(x).permute(0, 2, 3, 1)))
         return x + y.permute(0, 3, 1, 2)
 
 
