@@ -265,18 +265,16 @@ def to_dtype(element_type: int, floating: torch.dtype) -> torch.dtype:
 
 def output_dtype(element_type: int, found: torch.Tensor) -> torch.dtype:
     """Returns the dtype in which an output of a declared element type leaves the network."""
-    return (
-        to_dtype(element_type, _PRECISIONS.get(element_type, found.dtype))
-        if element_type
-        else found.dtype
-    )
+    if element_type in {onnx.TensorProto.UNDEFINED, onnx.TensorProto.FLOAT}:
+        return found.dtype  # single precision may be computed in double on purpose
+    return to_dtype(element_type, _PRECISIONS.get(element_type, found.dtype))
 
 
 def to_torch(tensor: onnx.TensorProto, floating: torch.dtype) -> torch.Tensor:
     """Returns a stored tensor in the dtype that the network computes in."""
     dtype = to_dtype(tensor.data_type, floating)
     array: npt.NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    if tensor.data_type in _PRECISIONS or dtype.itemsize == 1 and dtype.is_floating_point:
+    if tensor.data_type in _PRECISIONS or (dtype.itemsize == 1 and dtype.is_floating_point):
         array = array.astype(np.float32)
     elif tensor.data_type in NARROW:
         array = array.astype(str(dtype).removeprefix("torch."))

@@ -16,7 +16,7 @@ _BIASED = 2
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[batch, length, heads * size] -> [batch, heads, length, size]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def attention(node: Node) -> Function:
     if mode == _BIASED and causal and node.wants(3):
         node.refuse("ONNX Runtime shows masked scores as its lowest number, the standard as -inf")
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -164,7 +164,7 @@ def linear_attention(node: Node) -> Function:
     scale = node.number("scale", 0.0) or 1 / math.sqrt(size)
     length, width = node.shape()[1], node.shape(2)[-1] // shared
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         query: Tensor,
         key: Tensor,
         value: Tensor,

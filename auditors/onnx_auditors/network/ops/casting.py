@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -16,7 +15,12 @@ FLOAT8: dict[int, torch.dtype] = {
     TensorProto.FLOAT8E5M2: torch.float8_e5m2,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
 }
-_BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT2: 2, TensorProto.UINT2: 2}
+_BITS: dict[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
 _SIGNED = frozenset({TensorProto.INT4, TensorProto.INT2})
 _FLOAT4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 """The non-negative numbers of float4 e2m1, by code."""
@@ -35,7 +39,7 @@ def cast_like(node: Node) -> Function:
     return lambda x, _: cast_to(x)
 
 
-def _cast(node: Node, to: int) -> Function:
+def _cast(node: Node, to: int) -> Function:  # noqa: PLR0911 - one for each kind of type
     saturate = bool(node.integer("saturate", 1))
     mode = node.text("round_mode", "up")
     node.declare(to)
@@ -114,7 +118,7 @@ def _to_exponent(node: Node, mode: str, *, saturate: bool) -> Function:
 
     def function(x: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(x.float())
-        power = exponent - 1 + (mantissa.abs() > 1 / np.float32(2)).to(torch.int32)
+        power = exponent - 1 + (2 * mantissa.abs() > 1).to(torch.int32)
         code = torch.where(x == 0, 0, (power + 127).clamp(0, 254))
         code = torch.where(torch.isnan(x), 255, code).to(torch.uint8)
         return code.view(torch.float8_e8m0fnu)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from onnx import TensorProto
@@ -38,7 +37,7 @@ def qgemm(node: Node) -> Function:
     if not again:
         node.declare(TensorProto.FLOAT)
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor,
         c: Tensor | None = None, y_scale: Tensor | None = None, y_zero: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
@@ -69,7 +68,7 @@ def qlinear_binary(node: Node) -> Function:
     combine = _BINARY[node.op_type]
     limits = _limits(node, 7)
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         a: Tensor, a_scale: Tensor, a_zero: Tensor | None, b: Tensor, b_scale: Tensor,
         b_zero: Tensor | None, y_scale: Tensor, y_zero: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
@@ -237,7 +236,7 @@ def skip_simplified_layer_normalization(node: Node) -> Function:
 
 @operator("FusedMatMul", domain=MICROSOFT)
 def fused_matmul(node: Node) -> Function:
-    """alpha A B, either one with its last two axes turned."""
+    """A matrix product times a factor, either one with its last two axes turned."""
     alpha = node.number("alpha", 1.0)
     left, right = node.integer("transA", 0), node.integer("transB", 0)
     if node.integer("transBatchA", 0) or node.integer("transBatchB", 0):
@@ -259,13 +258,13 @@ def attention(node: Node) -> Function:
     if node.present(4):
         node.refuse("a cache of past keys and values is not covered")
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None,
         _: None = None, added: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         projected = x @ weight
         projected = projected if bias is None else projected + bias
-        parts = [split_heads(p, heads) for p in projected.split(sizes, -1)]
+        parts = [split_heads(p, heads) for p in torch.split(projected, sizes, -1)]
         query, key, value = parts
         return _attend(
             query, key, value, _mask_bias(mask, query, key, fill, causal=causal), added, scale
@@ -290,12 +289,12 @@ def multi_head_attention(node: Node) -> Function:
     _check_mask(node, 4)
     widths = [node.shape()[-1], node.shape(1)[-1], node.shape(2)[-1]]
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None,
         mask: Tensor | None = None, added: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         if bias is not None:
-            q_bias, k_bias, v_bias = bias.split(widths)
+            q_bias, k_bias, v_bias = torch.split(bias, widths)
             query, key, value = query + q_bias, key + k_bias, value + v_bias
         q, k, v = (split_heads(p, heads) for p in (query, key, value))
         return _attend(q, k, v, _mask_bias(mask, q, k, fill, causal=causal), added, scale)
@@ -314,11 +313,11 @@ def _check_mask(node: Node, index: int) -> None:
 
 def _mask_bias(
     mask: Tensor | None, query: Tensor, key: Tensor, fill: float, *, causal: bool
-) -> Any:  # noqa: ANN401 - a tensor or the number 0
+) -> Tensor:
     """What is added to the scores; ONNX Runtime fills with a finite number, and lets it add up."""
-    bias: Any = 0.0
+    bias = query.new_zeros(())
     if mask is not None:
-        seen = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]  # noqa: PLR2004
+        seen = mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]  # noqa: PLR2004 - [batch, keys]
         bias = torch.where(seen > 0, 0.0, fill).to(query.dtype)
     if causal:
         rows, columns = query.shape[2], key.shape[2]
@@ -329,12 +328,7 @@ def _mask_bias(
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Any,
-    added: Tensor | None,
-    scale: float,  # noqa: ANN401 - as above
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, added: Tensor | None, scale: float
 ) -> Tensor:
     scores = (query @ key.mT) * scale + bias
     scores = scores if added is None else scores + added

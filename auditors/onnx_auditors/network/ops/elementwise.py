@@ -186,7 +186,7 @@ def softmax(node: Node) -> Function:
 
 @operator("Swish", since=24)
 def swish(node: Node) -> Function:
-    """x sigmoid(alpha x)."""
+    """The input times the sigmoid of alpha times the input."""
     alpha = node.number("alpha", 1.0)
     return lambda x: x * torch.sigmoid(alpha * x)
 

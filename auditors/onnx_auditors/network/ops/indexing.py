@@ -199,7 +199,7 @@ def one_hot(node: Node) -> Function:
 def non_zero(node: Node) -> Function:
     """Positions of the entries that are not 0, one row per axis."""
     x = node.constant(0)
-    return lambda: torch.atleast_1d(x).nonzero().T
+    return lambda: (x.reshape(1) if x.dim() == 0 else x).nonzero().T
 
 
 @operator("Compress", since=9)

@@ -33,7 +33,7 @@ _EXACT_PRODUCTS = 2**24 // 2**16
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, limits: tuple[int, int]) -> Tensor:
     """Returns round(x / scale) + zero, within the limits; ties go to the even integer."""
-    shift = 0.0 if zero is None else zero.to(x.dtype)
+    shift = x.new_zeros(()) if zero is None else zero.to(x.dtype)
     clipped = torch.clamp(x / scale, limits[0] - shift, limits[1] - shift)
     return straight_through(clipped, torch.round(clipped)) + shift
 
@@ -193,7 +193,8 @@ def conv_integer(node: Node) -> Function:
         x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
     ) -> Tensor:
         centred = _centred(w, _per_channel(w_zero, rank), dtype)
-        return convolve(_centred(x, x_zero, dtype), centred)
+        total: Tensor = convolve(_centred(x, x_zero, dtype), centred)
+        return total
 
     return function
 
@@ -206,7 +207,7 @@ def qlinear_conv(node: Node) -> Function:
     limits = _limits(node, node.element_type(7))
     channel = [-1] + [1] * (rank - 2)
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
         y_scale: Tensor, y_zero: Tensor, bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
@@ -225,13 +226,13 @@ def qlinear_matmul(node: Node) -> Function:
     """Matrix product of quantised values, quantised again."""
     limits = _limits(node, node.element_type(7))
 
-    def function(  # noqa: PLR0913 - the operator's inputs
+    def function(
         a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor,
         y_scale: Tensor, y_zero: Tensor,
     ) -> Tensor:  # fmt: skip
         dtype = a_scale.dtype
-        rows_scale, rows_zero = _per_row(a_scale), _per_row(a_zero)
-        total = _centred(a, rows_zero, dtype) @ _centred(b, b_zero, dtype)
+        rows_scale = a_scale.unsqueeze(-1) if a_scale.numel() > 1 else a_scale
+        total = _centred(a, _per_row(a_zero), dtype) @ _centred(b, b_zero, dtype)
         factor = rows_scale * b_scale / y_scale
         return quantize(total * factor, torch.ones_like(y_scale), y_zero, limits)
 

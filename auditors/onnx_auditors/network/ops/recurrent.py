@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +15,21 @@ from onnx_auditors.network.registry import Function, operator
 
 _Activation = Callable[[Tensor], Tensor]
 _State = tuple[Tensor, ...]
-_Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, _State], _State]
+_Step = Callable[[Tensor, Tensor, "_Extra", _State], _State]
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What some cells have besides their weights.
+
+    Attributes:
+        rest: GRU's recurrent bias of the hidden gate, [size].
+        peephole: LSTM's weights from the cell to its gates, [3 * size].
+    """
+
+    rest: Tensor
+    peephole: Tensor
+
 
 _PLAIN: dict[str, _Activation] = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu,
@@ -53,28 +69,21 @@ def _activation(node: Node, name: str, alphas: list[float], betas: list[float]) 
     if name == "elu":
         size = alphas.pop(0) if alphas else 1.0
         return lambda x: functional.elu(x, size)
-    if name == "hardsigmoid":
-        factor = alphas.pop(0) if alphas else 0.2
-        shift = betas.pop(0) if betas else 0.5
-        return lambda x: torch.clamp(factor * x + shift, 0, 1)
-    node.refuse(f"activation {name} is not covered")
+    if name != "hardsigmoid":
+        node.refuse(f"activation {name} is not covered")
+    factor = alphas.pop(0) if alphas else 0.2
+    shift = betas.pop(0) if betas else 0.5
+    return lambda x: torch.clamp(factor * x + shift, 0, 1)
 
 
 def _lstm_step(node: Node, activations: list[_Activation]) -> _Step:
     f, g, h = activations
     coupled = bool(node.integer("input_forget", 0))
 
-    def step(
-        x: Tensor,
-        r: Tensor,
-        bias: Tensor,
-        rest: Tensor,
-        peephole: Tensor,
-        state: _State,  # noqa: ARG001
-    ) -> _State:
+    def step(x: Tensor, r: Tensor, extra: _Extra, state: _State) -> _State:
         hidden, cell = state
         i, o, forget, c = (x + hidden @ r.mT).chunk(4, -1)
-        p_i, p_o, p_f = peephole.chunk(3, -1)
+        p_i, p_o, p_f = extra.peephole.chunk(3, -1)
         i = f(i + p_i * cell)
         forget = 1 - i if coupled else f(forget + p_f * cell)
         cell = forget * cell + i * g(c)
@@ -87,23 +96,16 @@ def _gru_step(node: Node, activations: list[_Activation]) -> _Step:
     f, g = activations
     after = bool(node.integer("linear_before_reset", 0))
 
-    def step(
-        x: Tensor,
-        r: Tensor,
-        bias: Tensor,
-        rest: Tensor,
-        peephole: Tensor,
-        state: _State,  # noqa: ARG001
-    ) -> _State:
+    def step(x: Tensor, r: Tensor, extra: _Extra, state: _State) -> _State:
         (hidden,) = state
         size = hidden.shape[-1]
         gates = f(x[..., : 2 * size] + hidden @ r[: 2 * size].mT)
         update, reset = gates.chunk(2, -1)
         inner, own = r[2 * size :], x[..., 2 * size :]
         if after:
-            new = g(own + reset * (hidden @ inner.mT + rest))
+            new = g(own + reset * (hidden @ inner.mT + extra.rest))
         else:
-            new = g(own + (reset * hidden) @ inner.mT + rest)
+            new = g(own + (reset * hidden) @ inner.mT + extra.rest)
         return ((1 - update) * new + update * hidden,)
 
     return step
@@ -112,14 +114,7 @@ def _gru_step(node: Node, activations: list[_Activation]) -> _Step:
 def _rnn_step(node: Node, activations: list[_Activation]) -> _Step:  # noqa: ARG001 - as the others
     (f,) = activations
 
-    def step(
-        x: Tensor,
-        r: Tensor,
-        bias: Tensor,
-        rest: Tensor,
-        peephole: Tensor,
-        state: _State,  # noqa: ARG001
-    ) -> _State:
+    def step(x: Tensor, r: Tensor, _: _Extra, state: _State) -> _State:
         return (f(x + state[0] @ r.mT),)
 
     return step
@@ -142,8 +137,10 @@ def recurrent(node: Node) -> Function:
     states = 2 if node.op_type == "LSTM" else 1
     length = node.shape()[1 if batch_first else 0]
 
-    def function(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,
-                 lengths: Tensor | None = None, *given: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+    def function(
+        x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,
+        lengths: Tensor | None = None, *given: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         x = x.transpose(0, 1) if batch_first else x
         bias = x.new_zeros(directions, 2 * gates * size) if b is None else b
         peepholes = given[states] if len(given) > states else None
@@ -153,14 +150,12 @@ def recurrent(node: Node) -> Function:
                 _initial(given[s] if s < len(given) else None, d, x, size, batch_first=batch_first)
                 for s in range(states)
             )
-            peephole = x.new_zeros(3 * size) if peepholes is None else peepholes[d]
             own, rest = _biases(node.op_type, bias[d], gates, size)
-            inputs = x @ w[d].mT + own
+            peephole = x.new_zeros(3 * size) if peepholes is None else peepholes[d]
+            cell = partial(_cell, steps[d], r[d], _Extra(rest, peephole))
             backwards = direction == "reverse" or d == 1
-            y, final = _unroll(
-                lambda u, s, d=d, rest=rest, p=peephole: steps[d](u, r[d], bias[d], rest, p, s),
-                inputs, start, lengths, length, backwards=backwards,
-            )  # fmt: skip
+            inputs = x @ w[d].mT + own
+            y, final = _unroll(cell, inputs, start, lengths, length, backwards=backwards)
             outputs.append(y)
             finals.append(final)
         y = torch.stack(outputs, 1)
@@ -170,6 +165,10 @@ def recurrent(node: Node) -> Function:
         return (y, *last)
 
     return function
+
+
+def _cell(step: _Step, r: Tensor, extra: _Extra, x: Tensor, state: _State) -> _State:
+    return step(x, r, extra, state)
 
 
 def _biases(op_type: str, bias: Tensor, gates: int, size: int) -> tuple[Tensor, Tensor]:

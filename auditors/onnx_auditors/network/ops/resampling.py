@@ -34,6 +34,8 @@ def resize(node: Node) -> Function:
     for position, axis in enumerate(axes):
         old, new, scale = node.shape()[axis], sizes[position], scales[position]
         region = (roi[position], roi[position + len(axes)])
+        if mode == "nearest" and transform == "half_pixel_symmetric" and scale * old != new:
+            node.refuse("half_pixel_symmetric with a fraction of an entry left over rounds at ties")
         if old == new and scale == 1 and region == (0.0, 1.0):
             continue
         x = _coordinates(node, transform, np.arange(new), old, new, scale, region)
@@ -96,7 +98,7 @@ def _roi(node: Node, axes: list[int]) -> list[float]:
 def _scales_and_sizes(node: Node, axes: list[int]) -> tuple[list[float], list[int]]:
     old = [node.shape()[axis] for axis in axes]
     policy = node.text("keep_aspect_ratio_policy", "stretch")
-    if node.present(2) and node.inputs[2] is not None and math.prod(node.shape(2)):
+    if node.present(2) and 0 not in node.shape(2):
         scales = [float(s) for s in node.constant(2).tolist()]
         return scales, [_scaled(n, s) for n, s in zip(old, scales, strict=True)]
     if node.present(2):
@@ -172,7 +174,8 @@ def _kernel(node: Node, mode: str) -> _Kernel:
 
 
 def _nearest_floor(x: _Array, at: _Array) -> _Array:
-    return (at == np.floor(x)).astype(np.float64)
+    found: _Array = (at == np.floor(x)).astype(np.float64)
+    return found
 
 
 _NEAREST: dict[str, _Kernel] = {
@@ -184,29 +187,35 @@ _NEAREST: dict[str, _Kernel] = {
 
 
 def _linear(x: _Array, at: _Array) -> _Array:
-    return np.maximum(0.0, 1 - np.abs(x - at))
+    weights: _Array = np.maximum(0.0, 1 - np.abs(x - at))
+    return weights
 
 
 def _cubic(t: _Array, a: float) -> _Array:
     """Keys 1981, "Cubic convolution interpolation", equation 4 with a free parameter."""
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    return np.where(t <= 1, near, np.where(t < _REACH, far, 0.0))
+
+
+_REACH = 2
+"""How far from a point the widest kernel reads."""
 
 
 def _matrix(x: _Array, old: int, kernel: _Kernel, stretch: float, *, exclude: bool) -> _Array:
     """Returns the weights [new, old]; entries beyond the edge repeat it, or are left out."""
-    margin = math.ceil(2 / stretch) + 1
+    margin = math.ceil(_REACH / stretch) + 1
     # What lies further out than the margin is read at the edge.
-    x = np.clip(x, -margin + 2 / stretch, old - 1 + margin - 2 / stretch)
-    at = np.arange(-margin, old + margin)
+    x = np.clip(x, -margin + _REACH / stretch, old - 1 + margin - _REACH / stretch)
+    at = np.arange(-margin, old + margin).astype(np.float64)
     weights = kernel(x[:, None] * stretch, at[None, :] * stretch)
     if exclude:
         weights[:, (at < 0) | (at >= old)] = 0
     if exclude or stretch < 1:
         weights /= weights.sum(1, keepdims=True)
     matrix = np.zeros((len(x), old))
-    np.add.at(matrix, (slice(None), np.clip(at, 0, old - 1)), weights)
+    for column, place in enumerate(np.clip(at, 0, old - 1).astype(int)):
+        matrix[:, place] += weights[:, column]
     return matrix
 
 

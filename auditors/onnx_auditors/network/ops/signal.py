@@ -46,9 +46,8 @@ def fourier_transform(node: Node) -> Function:
 
     def function(x: Tensor) -> Tensor:
         if inverse and onesided:
-            return torch.fft.irfft(torch.view_as_complex(x.contiguous()), length, axis).unsqueeze(
-                -1
-            )
+            signal: Tensor = torch.fft.irfft(torch.view_as_complex(x.contiguous()), length, axis)
+            return signal.unsqueeze(-1)
         values = torch.view_as_complex(x.contiguous()) if is_complex else x.squeeze(-1)
         if onesided:
             transformed = torch.fft.rfft(values, length, axis)

@@ -104,7 +104,7 @@ def test_attention(causal: int, mask: str, added: bool, scaled: bool) -> None:
                                   draw(3 * heads * size), masks[mask]]  # fmt: skip
     if added:
         inputs += [None, draw(1, heads, length, length, seed=2)]
-    extra = {"scale": 0.3} if scaled else {}
+    extra: dict[str, Any] = {"scale": 0.3} if scaled else {}
     model = model_of("Attention", inputs, constant=[1, 2], domain=DOMAIN, num_heads=heads,
                      unidirectional=causal, **extra)  # fmt: skip
     check(model, inputs, 1e-4)

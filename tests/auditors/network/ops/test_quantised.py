@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +16,12 @@ from tests.support import graph_model
 
 from onnx_auditors.network import load
 
-KINDS = {"int8": np.int8, "uint8": np.uint8, "int16": np.int16, "uint16": np.uint16}
+KINDS: dict[str, type[np.integer[Any]]] = {
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "uint16": np.uint16,
+}
 
 
 def integers(*shape: int, kind: str = "uint8", seed: int = 0) -> Array:
@@ -31,7 +38,7 @@ def test_quantize_and_dequantize(kind: str, grain: str) -> None:
     rng = np.random.default_rng(1)
     scales = rng.uniform(0.01, 0.05, shape).astype(np.float32)
     zeros = rng.integers(0, 9, shape).astype(KINDS[kind])
-    extra = {"block_size": 2} if grain == "block" else {}
+    extra: dict[str, Any] = {"block_size": 2} if grain == "block" else {}
     inputs: list[Array | None] = [draw(2, 4, 5) * 3, scales, zeros]
     model = model_of("QuantizeLinear", inputs, constant=[1, 2], axis=1, **extra)
     check(model, inputs)
@@ -99,7 +106,8 @@ def qdq_model() -> onnx.ModelProto:
         helper.make_node("DequantizeLinear", ["r", "s", "z"], ["d"]),
         helper.make_node("MatMul", ["d", "w"], ["y"]),
     ]
-    weights = {"s": np.float32(0.02), "z": np.uint8(128), "flat": np.array([-1, 6]),
+    weights: dict[str, Array] = {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8),
+               "flat": np.array([-1, 6]),
                "w": draw(6, 3, seed=1)}  # fmt: skip
     return graph_model(nodes, {"x": ["n", 2, 6]}, weights)
 
@@ -110,11 +118,11 @@ def test_gradients_pass_through_integers() -> None:
     x = torch.from_numpy(draw(4, 2, 6))
     x[0, 0, 0] = 9.0
     leaf = x.clone().requires_grad_()
-    network(leaf).square().sum().backward()  # type: ignore[no-untyped-call]
+    network(leaf).square().sum().backward()
     smooth = x.clone().requires_grad_()
     pooled = torch.nn.functional.max_pool1d(smooth.clamp(-128 * 0.02, 127 * 0.02), 2).reshape(-1, 6)
     y = pooled @ torch.from_numpy(draw(6, 3, seed=1))
-    y.backward(2 * network(x).detach())  # type: ignore[no-untyped-call]
+    torch.autograd.backward(y, 2 * network(x).detach())
     assert leaf.grad is not None
     assert smooth.grad is not None
     torch.testing.assert_close(leaf.grad, smooth.grad)
@@ -128,6 +136,8 @@ def test_integers_are_integers_to_other_operators() -> None:
         helper.make_node("Add", ["q", "q"], ["a"]),
         helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT),
     ]
-    model = graph_model(nodes, {"x": [3]}, {"s": np.float32(1.0), "z": np.uint8(0)})
+    model = graph_model(
+        nodes, {"x": [3]}, {"s": np.array(1.0, np.float32), "z": np.array(0, np.uint8)}
+    )
     y = load(model).evaluate({"x": torch.tensor([1.0, 100.0, 200.0])})["y"]
     assert y.tolist() == [2.0, 200.0, 144.0]

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from tests.auditors.network.ops.compare import draw
+from tests.auditors.network.ops.compare import Array, draw
 from tests.support import graph_model
 
 from onnx_auditors.network import load
 
 UNARY = ["Relu", "Tanh", "Sigmoid", "Abs", "Neg", "Softplus", "Erf", "Identity", "Elu", "Softsign"]
 BINARY = ["Add", "Sub", "Mul", "Max", "Min"]
-WEIGHTS = {
+WEIGHTS: dict[str, Array] = {
     "w": draw(6, 6, seed=1) / 3,
     "b": draw(6, seed=2),
     "axes": np.array([1]),
@@ -69,4 +69,4 @@ def test_random_graphs(model: onnx.ModelProto, batch: int) -> None:
     inputs = {"x": draw(batch, 6, seed=3), "x2": draw(batch, 6, seed=4)}
     (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, inputs)
     ours = load(model).evaluate({n: torch.from_numpy(x) for n, x in inputs.items()})["y"]
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.numpy(), np.asarray(expected), rtol=1e-4, atol=1e-5)

@@ -57,6 +57,8 @@ def test_resize(
 def test_resize_nearest(rounding: str, transform: str, scales: list[float], by_size: bool) -> None:
     """Nearest interpolation agrees for every rounding."""
     x = draw(1, 2, 7, 10)
+    whole = all((n * s).is_integer() for n, s in zip(x.shape[2:], scales, strict=True))
+    assume(transform != "half_pixel_symmetric" or whole or by_size)
     inputs: list[Array | None] = [x, None, np.array([1, 1, *scales], np.float32)]
     if by_size:
         sizes = [int(n * s) for n, s in zip(x.shape, [1, 1, *scales], strict=True)]
