@@ -120,8 +120,11 @@ def loop(turns: int | None, *, stop: bool = False) -> onnx.ModelProto:
         nodes.append(helper.make_node("Identity", ["going"], ["on"]))
     body = helper.make_graph(
         nodes, "body",
-        [info("turn", [], TensorProto.INT64), info("going", [], TensorProto.BOOL),
-         info("h", ["n", 3])],
+        [
+            info("turn", [], TensorProto.INT64),
+            info("going", [], TensorProto.BOOL),
+            info("h", ["n", 3]),
+        ],
         [info("on", [], TensorProto.BOOL), info("h2", ["n", 3]), info("v", ["n", 3])],
     )  # fmt: skip
     weights = {"true": np.array(True), "large": np.full((), 50, np.float32)}
