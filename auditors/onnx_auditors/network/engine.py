@@ -152,8 +152,8 @@ class Engine:
         try:
             with torch.no_grad():
                 return self.binder.bind(self._weights, inputs, self._device).values
-        except (InvalidModel, LimitExceeded):
-            return {}
+        except (InvalidModel, LimitExceeded, UnsupportedOperator):
+            return {}  # random content need not be a shape, axis or index that fits
 
     def compute(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> list[Tensor]:
         """Computes values node by node, with the content of the inputs in hand.
