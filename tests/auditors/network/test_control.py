@@ -120,7 +120,11 @@ def loop(turns: int | None, *, stop: bool = False) -> onnx.ModelProto:
         nodes.append(helper.make_node("Identity", ["going"], ["on"]))
     body = helper.make_graph(
         nodes, "body",
-        [info("turn", [], TensorProto.INT64), info("going", [], TensorProto.BOOL), info("h", ["n", 3])],
+        [
+            info("turn", [], TensorProto.INT64),
+            info("going", [], TensorProto.BOOL),
+            info("h", ["n", 3]),
+        ],
         [info("on", [], TensorProto.BOOL), info("h2", ["n", 3]), info("v", ["n", 3])],
     )  # fmt: skip
     weights = {"true": np.array(True), "large": np.full((), 50, np.float32)}
@@ -179,7 +183,8 @@ def test_nested_branches_that_depend_on_the_input_are_bounded() -> None:
 def test_scan(backwards: int) -> None:
     """A running sum over an axis, from either end, gives ONNX Runtime's values."""
     body = helper.make_graph(
-        [helper.make_node("Add", ["h", "slice"], ["h2"]), helper.make_node("Tanh", ["h2"], ["out"])],
+        [helper.make_node("Add", ["h", "slice"], ["h2"]),
+         helper.make_node("Tanh", ["h2"], ["out"])],
         "body", [info("h", ["n"]), info("slice", ["n"])], [info("h2", ["n"]), info("out", ["n"])],
     )  # fmt: skip
     nodes = [
