@@ -109,6 +109,8 @@ def unsqueeze(node: Node) -> Function:
     axes = _axes(node)
     rank = len(node.shape()) + len(axes)
     added = {axis % rank for axis in axes}
+    if len(added) != len(axes):
+        node.refuse(f"axes {axes} name one twice")
     rest = iter(node.shape())
     sizes = [1 if axis in added else next(rest) for axis in range(rank)]
     return lambda x: x.reshape(sizes)
