@@ -122,6 +122,9 @@ def loop(
     return _rename(walker, proto.output, outputs, prefix)
 
 
+_SCAN_OPSET = 9
+
+
 def scan(
     walker: Walker,
     proto: onnx.NodeProto,
@@ -130,6 +133,8 @@ def scan(
     prefix: str,
 ) -> dict[str, Value]:
     """Runs its body over slices of its inputs and stacks what each turn yields."""
+    if walker.binder.opset < _SCAN_OPSET:
+        raise Refused(f"its meaning before opset {_SCAN_OPSET} is not covered")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     body, count = attributes["body"], attributes["num_scan_inputs"]
     values = [v for v in inputs if v is not None]

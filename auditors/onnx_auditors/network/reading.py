@@ -25,7 +25,8 @@ from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.summary import summarize
 
 TARGET_OPSET = 21
-_BROADCASTING_OPSET = 7
+_CHANGED = {"PRelu": 7, "Scan": 9}
+"""First opsets in which PRelu's slopes broadcast, and Scan has no batch axis of its own."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 _SMALL_BYTES = 4096
 """Up to here stored tensors may be shapes and axes, which the converter reads."""
@@ -98,8 +99,7 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
     prepared, weights = _without_weights(proto)
     if prepared.functions:
         prepared = onnx.inliner.inline_local_functions(prepared)
-    # The converter leaves the slopes of old PRelus as they are, though their meaning changes.
-    if 0 < standard_opset(prepared) < TARGET_OPSET and not _has_channel_slopes(prepared):
+    if 0 < standard_opset(prepared) < TARGET_OPSET and not _changes_meaning(prepared):
         prepared = _lifted(prepared)
     kept = {tensor.name: tensor for tensor in prepared.graph.initializer}
     return Prepared(prepared, kept | weights)
@@ -145,10 +145,10 @@ def _without_weights(
     return copy, large
 
 
-def _has_channel_slopes(proto: onnx.ModelProto) -> bool:
-    """Says whether there are PRelus of before opset 7, whose slopes do not broadcast."""
-    old = standard_opset(proto) < _BROADCASTING_OPSET
-    return old and any(node.op_type == "PRelu" for node in walk(proto.graph.node))
+def _changes_meaning(proto: onnx.ModelProto) -> bool:
+    """Says whether there are old nodes that the converter leaves as they are, wrongly."""
+    opset = standard_opset(proto)
+    return any(opset < _CHANGED.get(node.op_type, 0) for node in walk(proto.graph.node))
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
