@@ -25,7 +25,9 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
     """
     parity = context.parity()
     require(parity)
-    result = v1.AuditPlan(provenance=provenance(context), parity=parity)
+    result = v1.AuditPlan(
+        provenance=provenance(context), parity=parity, warnings=plan_warnings(context)
+    )
     for kind, name in NAMES.items():
         if configs.HasField(name):  # type: ignore[arg-type] # NAMES holds the field's names
             config = AUDITORS[kind].resolve(getattr(configs, name), context)
@@ -33,6 +35,23 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
             part = AUDITORS[kind].plan(config, context)
             result.plans.add(auditor=kind, shards=part.shards, items=part.items, unit=part.unit)
     return result
+
+
+def plan_warnings(context: Context) -> list[v1.ReportWarning]:
+    """Says what a reader must know of the network, whichever auditors run."""
+    if not context.network.surrogate:
+        return []
+    return [
+        v1.ReportWarning(
+            code="SURROGATE_GRADIENTS",
+            message=(
+                "the model rounds inside (quantised, or with Round, Sign, Floor or the like), "
+                "where true gradients are zero; the search used surrogate gradients that pass "
+                "straight through the rounding. Every counted example is confirmed on the model itself, but "
+                "smaller ones may have been missed"
+            ),
+        )
+    ]
 
 
 def run_shard(

@@ -18,6 +18,7 @@ from tests.support import graph_model, save_probes
 
 from onnx_audit import v1
 from onnx_auditors import estimates
+from onnx_auditors.audit import plan as plan_audit
 from onnx_auditors.context import Context, open_context
 from onnx_auditors.distortion import section
 from onnx_auditors.distortion.auditor import DistortionAuditor
@@ -245,3 +246,19 @@ def test_quantile_of_infinite_distances() -> None:
     estimate = estimates.quantile(np.array([1.0, math.inf, math.inf]), 0.5, "L2")
     assert estimate.value == math.inf
     assert estimates.quantile(np.array([math.inf, 1.0, 2.0]), 0.5, "L2").value == 2
+
+
+def test_quantised_models_are_said_to_have_surrogate_gradients(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A model that rounds inside gets a warning in the plan, the same model without gets none."""
+    configs = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=5))
+    assert not plan_audit(configs, open_context(*files)).warnings
+    proto = onnx.load(files[0])
+    scores = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["unrounded" if name == scores else name for name in node.output]
+    proto.graph.node.append(onnx.helper.make_node("Round", ["unrounded"], [scores]))
+    onnx.save(proto, tmp_path / "rounded.onnx")
+    plan = plan_audit(configs, open_context(tmp_path / "rounded.onnx", files[1]))
+    assert [warning.code for warning in plan.warnings] == ["SURROGATE_GRADIENTS"]
