@@ -47,8 +47,8 @@ def plan_warnings(context: Context) -> list[v1.ReportWarning]:
             message=(
                 "the model rounds inside (quantised, or with Round, Sign, Floor or the like), "
                 "where true gradients are zero; the search used surrogate gradients that pass "
-                "straight through the rounding. Every counted example is confirmed on the model itself, but "
-                "smaller ones may have been missed"
+                "straight through the rounding. Every counted example is confirmed on the model "
+                "itself, but smaller ones may have been missed"
             ),
         )
     ]
