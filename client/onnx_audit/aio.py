@@ -16,7 +16,7 @@ from collections.abc import (
 )
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 
 from onnx_audit import rpc, v1
 from onnx_audit.client import DEFAULT_TARGET
-from onnx_audit.errors import OnnxAuditError, ServiceError
+from onnx_audit.errors import OnnxAuditError, ServiceError, Unavailable
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
 from onnx_audit.probes import ProbesLike, load_probes
@@ -37,6 +37,10 @@ from onnx_audit.status import from_rpc_error, require_success, service_error
 from onnx_audit.streams import Download, Watch
 
 T = TypeVar("T")
+
+# What grpc.aio says, in place of the server's status, when the server ends a call just while a
+# message is being sent.
+_BROKEN_STREAM: Final = "Internal error from Core"
 
 
 class AsyncClient:
@@ -240,9 +244,13 @@ class AsyncClient:
             response: v1.WriteResponse = await _invoke(
                 self._method(rpc.WRITE)(requests(), timeout=deadline)
             )
-        except ServiceError:
+        except ServiceError as error:
             if failures:
                 raise failures[0] from None
+            if error.message == _BROKEN_STREAM and not error.reason:
+                raise Unavailable(
+                    "the server ended the upload while a chunk was on its way", code="UNAVAILABLE"
+                ) from error
             raise
         return response
 
