@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from importlib import resources
 from typing import Any
 
@@ -11,6 +13,10 @@ from alembic.config import Config
 
 MIGRATION_LOCK = 0x6F6E6E78
 """Key of the advisory lock that lets one process at a time migrate a PostgreSQL database."""
+
+WAL_ATTEMPTS = 200
+WAL_PAUSE = 0.05
+"""Seconds between two attempts."""
 
 
 def connect(url: str) -> sa.Engine:
@@ -39,8 +45,16 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -
     # SQLAlchemy's "begin" event starts transactions, not the driver.
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout=30000")
-    # Readers then never wait for the writer.
-    connection.execute("PRAGMA journal_mode=WAL")
+    # Readers then never wait for the writer. On a new database the change fails at once, whatever
+    # the timeout, while another process makes it.
+    for attempt in range(WAL_ATTEMPTS):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:
+            if attempt == WAL_ATTEMPTS - 1:
+                raise
+            time.sleep(WAL_PAUSE)
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
