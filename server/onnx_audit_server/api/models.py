@@ -106,9 +106,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             deadline = time.monotonic() + self._timeout
             try:
                 return await asyncio.to_thread(self._read_in_runner, model, deadline)
-            except asyncio.CancelledError:
-                # The caller has gone; the thread sees its deadline soon enough.
-                raise
             except RunnerError as error:
                 raise ServiceError(error.reason, str(error), metadata=error.metadata) from None
             except RunnerDiedError as error:

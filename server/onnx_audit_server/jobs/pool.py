@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from pathlib import Path
 
 from onnx_audit_server.jobs.process import RunnerProcess
 from onnx_audit_server.settings import Settings
@@ -24,11 +23,6 @@ class RunnerPool:
         self._lent: set[RunnerProcess] = set()
         self._closed = False
         self.warm()
-
-    @property
-    def scratch(self) -> Path:
-        """Folder below which the runners' own folders lie."""
-        return self._scratch
 
     def warm(self) -> None:
         """Sees to it that a fresh runner waits."""

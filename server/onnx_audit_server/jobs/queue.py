@@ -50,7 +50,3 @@ class JobQueue:
         for job in begun:
             self._client.resume_workflow(job.workflow_id, queue_name=job.queue_name)
         return len(begun)
-
-    def close(self) -> None:
-        """Lets go of the database."""
-        self._client.destroy()

@@ -115,14 +115,9 @@ class Records:
             ).scalar()
 
     def _page(
-        self,
-        table: sa.Table,
-        key: sa.Column[str],
-        limit: int,
-        after: Cursor | None,
-        *conditions: sa.ColumnElement[bool],
+        self, table: sa.Table, key: sa.Column[str], limit: int, after: Cursor | None
     ) -> tuple[list[bytes], Cursor | None]:
-        rows, cursor = self._rows(table, key, limit, after, *conditions)
+        rows, cursor = self._rows(table, key, limit, after)
         return [row.message for row in rows], cursor
 
     def _rows(
