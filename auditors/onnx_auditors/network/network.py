@@ -20,15 +20,9 @@ from onnx_auditors.network.layers import Layer, layers_of
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.node import Refused, Value, output_dtype, to_dtype, to_torch
 from onnx_auditors.network.outputs import choose_output, find_logits
-from onnx_auditors.network.plan import Binder, Plan, UnknownShape, check_operators
-from onnx_auditors.network.reading import (
-    ModelFile,
-    Prepared,
-    prepare,
-    read,
-    standard_opset,
-    walk,
-)
+from onnx_auditors.network.plan import Binder, Plan, UnknownShape
+from onnx_auditors.network.preparing import Prepared, prepare
+from onnx_auditors.network.reading import ModelFile, read, standard_opset, walk
 from onnx_auditors.network.registry import find
 
 _HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
@@ -68,10 +62,7 @@ def load(
         raise UnsupportedOperator(
             f"opset {opset} is newer than {_NEWEST_OPSET}; export the model with an older opset"
         )
-    if not file.proto.functions:
-        check_operators(file.proto.graph, opset)
-    prepared = prepare(file.proto)
-    check_operators(prepared.proto.graph, opset)
+    prepared = prepare(file.proto, limits)
     return Network(
         file,
         prepared,
