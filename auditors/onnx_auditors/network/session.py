@@ -12,7 +12,7 @@ import onnx
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, ModelFailed
-from onnx_auditors.network.outputs import FLOATS, choose_output
+from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
 
 # Read when the libraries are first imported, or first use the GPU.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -43,6 +43,8 @@ class Session:
         output: Name of the output that the answer is read from; found as the network does if left
             out.
         classes: Number of classes, for an output of labels.
+        column: What the output means where it is one score per sample; without it such a score
+            stays alone.
         optimized: Whether ONNX Runtime may rewrite the graph, as it does by default.
 
     Raises:
@@ -53,10 +55,12 @@ class Session:
         providers: Execution providers that run, in order.
         threads: Threads of one operator.
         output: Name of the output that the answer is read from.
+        column: As given.
     """
 
     providers: list[str]
     output: str
+    column: Column | None
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Session:
         *,
         output: str | None = None,
         classes: int = 0,
+        column: Column | None = None,
         optimized: bool = True,
     ) -> None:
         self.threads = threads
@@ -89,22 +94,28 @@ class Session:
         self.output = output or choose_output(outputs, {}, -1)
         self._labels = next(o.dtype not in FLOATS for o in outputs if o.name == self.output)
         self._classes = classes
+        self.column = column
         first = self._input.shape[0] if self._input.shape else 1
         self._batch: int | None = first if isinstance(first, int) else None
 
     def run(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns the model's class scores, as the file gives them.
+        """Returns the model's class scores; its answer is the largest, the first of equals.
 
         Args:
             x: Batch in model-input space, float32 [n, *sample shape], n at least 1. Where the
                 model takes integers it is rounded and clipped to their range.
 
         Returns:
-            Float32 [n, classes]; 1 for the label and 0 else where the model gives labels.
+            Float32 [n, classes]; 1 for the label and 0 else where the model gives labels, and two
+            classes where it gives one score that is read as such.
 
         Raises:
             ModelFailed: ONNX Runtime reports an error, or the rows do not come back.
         """
+        return two_classes(self.table(x), self.column)
+
+    def table(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns the rows of the output as the file gives them, [n, entries]; else as `run`."""
         size = self._batch or _LARGEST_BATCH
         blocks = [self._run_block(x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate(blocks)
@@ -118,7 +129,7 @@ class Session:
             if self._batch is None and len(x) > 1:
                 # The graph says that its batch is open and then fixes it to one.
                 self._batch = 1
-                return self.run(x)
+                return self.table(x)
             raise ModelFailed(
                 f"{len(x)} inputs gave an output of shape {list(scores.shape)}; expected one row "
                 "of class scores for each"
