@@ -18,6 +18,7 @@ from onnx_auditors.errors import InvalidModel, ModelFailed, ProbesDoNotFit
 from onnx_auditors.input_map import InputMap
 from onnx_auditors.network import Limits, Network, Session, load
 from onnx_auditors.network.parity import parity
+from onnx_auditors.network.session import check_opset
 
 _THREADS = 2
 _LEAST_CLASSES = 2
@@ -127,6 +128,7 @@ def open_context(
     fix_numerics(threads)
     summary = probes.summarize(probes_path, _digest(Path(probes_path)))
     network = load(model_path, device, limits)
+    check_opset(network.summary.opset)
     filled, notes = input_spec.resolve(spec or v1.InputSpec(), network.summary, summary)
     if min(network.input.shape[1:]) < 1:
         shape = input_spec.sample_shape(filled, network.summary, summary)

@@ -15,6 +15,7 @@ from onnx_auditors.network.preparing import prepare
 from onnx_auditors.network.reading import read, standard_opset
 
 _NEWEST_OPSET = 28
+"""Newest opset whose operators are known here; what can be audited is ONNX Runtime's to say."""
 
 
 def load(

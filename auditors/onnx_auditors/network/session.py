@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.defs
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel, ModelFailed
+from onnx_auditors.errors import InvalidModel, ModelFailed, UnsupportedOperator
 from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
 
 # Read when the libraries are first imported, or first use the GPU.
@@ -31,6 +33,8 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
 }
 _LARGEST_BATCH = 256
+_OLD_IR = 8
+"""Version of the file format that every ONNX Runtime with these operators reads."""
 
 
 class Session:
@@ -189,6 +193,42 @@ def _open(
         return ort.InferenceSession(content, options, providers=providers)
     except Exception as error:
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
+
+
+def check_opset(opset: int) -> None:
+    """Refuses a model that ONNX Runtime cannot judge.
+
+    Raises:
+        UnsupportedOperator: Its opset is newer than what is run.
+    """
+    if opset > newest_opset():
+        raise UnsupportedOperator(
+            f"opset {opset} is newer than {newest_opset()}, the newest that ONNX Runtime "
+            f"{ort.__version__} runs; export the model with an older opset"
+        )
+
+
+@lru_cache(maxsize=1)
+def newest_opset() -> int:
+    """Returns the newest version of the standard operators that this ONNX Runtime runs."""
+    return next(v for v in range(onnx.defs.onnx_opset_version(), 0, -1) if _runs(v))
+
+
+def _runs(opset: int) -> bool:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "probe",
+        [info("x", onnx.TensorProto.FLOAT, [1])],
+        [info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_OLD_IR)
+    try:
+        _open(model.SerializeToString(), "cpu", 1, optimized=True)
+    except ModelFailed:
+        return False
+    return True
 
 
 def _info(node: Any) -> v1.TensorInfo:  # noqa: ANN401 - ONNX Runtime's NodeArg has no types
