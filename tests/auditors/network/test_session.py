@@ -29,7 +29,7 @@ def test_the_newest_opset_is_the_last_that_runs() -> None:
     ort.InferenceSession(relu(newest).SerializeToString())
     after = relu(newest)
     after.opset_import[0].version += 1
-    with pytest.raises(Exception, match="(?i)opset"):
+    with pytest.raises(Exception, match=r"[Oo]pset"):
         ort.InferenceSession(after.SerializeToString())
 
 
