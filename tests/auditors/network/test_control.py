@@ -224,3 +224,21 @@ def test_scan_of_opset_8(backwards: int, lengths: list[int] | None) -> None:
         )
         model.graph.output[0].CopyFrom(info(output, shape))
         np.testing.assert_allclose(evaluate(model, x), reference(model, x), rtol=1e-6)
+
+
+def test_a_graph_that_depends_on_its_inputs_content_starts_at_its_input() -> None:
+    """From a value inside it cannot be run, and the error says from where it can."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("NonZero", ["h"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["rows"]),
+        helper.make_node("GatherND", ["h", "rows"], ["positive"]),
+        helper.make_node("ReduceMean", ["positive"], ["m"], keepdims=0),
+        helper.make_node("Sub", ["h", "m"], ["y"]),
+    ]
+    model = graph_model(nodes, {"x": ["n", 3]})
+    network, x = load(model), torch.from_numpy(X)
+    np.testing.assert_allclose(network(x), reference(model, X), rtol=1e-6)
+    h = network.values(x, ["h"])["h"]
+    with pytest.raises(UnsupportedOperator, match="from its input alone, not from a value inside"):
+        network.from_value("h", h)

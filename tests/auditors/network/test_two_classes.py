@@ -92,6 +92,23 @@ def test_one_score_is_two_classes(name: str) -> None:
     assert result.label_agreement == COUNT
 
 
+def test_a_quantised_probability_is_a_probability() -> None:
+    """Behind a quantisation the boundary is where the output itself passes 0.5."""
+    nodes = [
+        helper.make_node("Sigmoid", ["z"], ["p"]),
+        helper.make_node("QuantizeLinear", ["p", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    model = logistic(*nodes, scale=np.float32(1 / 16), zero=np.uint8(0))
+    network = load(model)
+    assert (network.column, network.logits) == (Column.PROBABILITY, "y")
+    session = Session(model.SerializeToString(), column=network.column)
+    answers = session.run(X).argmax(1)
+    assert answers.tolist() == (np.rint(expit(Z[:, 0]) * 16) > 8).astype(int).tolist()
+    assert answers.tolist() != (Z[:, 0] > 0).astype(int).tolist()
+    assert network(torch.from_numpy(X)).argmax(1).tolist() == answers.tolist()
+
+
 @pytest.mark.parametrize("name", ["probability", "logit", "clipped probability"])
 def test_logits_are_zero_and_z(name: str) -> None:
     """Behind a sigmoid stands the logit, so gradients do not vanish where the model is sure."""
