@@ -167,6 +167,16 @@ def test_a_body_that_cannot_be_formed_is_not_written_out() -> None:
     assert "Random" not in str(error.value)
 
 
+def test_a_node_that_breaks_its_schema_is_refused() -> None:
+    """A body that the standard cannot build for a node is no way around the refusal."""
+    empty = helper.make_graph([], "empty", [], [])
+    node = helper.make_node("SequenceMap", ["x"], ["y"], name="map", body=empty)
+    model = graph_model([node], {"x": [1, 3]}, check=False)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3]))
+    with pytest.raises(UnsupportedOperator, match=r"SequenceMap .node 'map'"):
+        load(model)
+
+
 def test_a_function_of_ours_goes_first() -> None:
     """An operator with a function of its own keeps its node."""
     inputs, _ = BODIES["LayerNormalization"]
