@@ -121,7 +121,7 @@ class _Inside:
         x: The batch.
         reference: ONNX Runtime's values by name, of the graph as it stands.
         divergent: Name of the first value that differs too much; empty where none does.
-        step: Largest share of a value's range that one quantisation step is.
+        step: Largest share of a computed value's largest entry that a quantisation step is.
     """
 
     x: npt.NDArray[np.float32]
@@ -159,10 +159,11 @@ def _first_beyond(
     """
     allowed, largest_step = _floor(network), 0.0
     readers = {name: node for node in network.nodes for name in node.output}
+    computed = _computed(network)
     for name, expected in reference.items():
         if not isinstance(expected, np.ndarray) or not np.issubdtype(expected.dtype, np.number):
             continue
-        step = _step(expected)
+        step = _step(expected) if name in computed else 0.0
         largest_step = max(largest_step, step)
         sources = [reference[n] for n in readers[name].input if n in reference]
         size = max(_size(expected), _CANCELLATION * max(map(_size, sources), default=0.0))
@@ -174,6 +175,19 @@ def _first_beyond(
         if away > allowed:
             return name, largest_step
     return "", largest_step
+
+
+def _computed(network: Network) -> set[str]:
+    """Returns the names of the values that follow from the input; the others are parameters.
+
+    Parameters are the same for both, so that their rounding excuses nothing.
+    """
+    names = {info.name for info in network.summary.inputs}
+    for node in network.nodes:
+        nested = any(a.HasField("g") or a.graphs for a in node.attribute)
+        if nested or not names.isdisjoint(node.input):
+            names.update(node.output)
+    return names
 
 
 def _faulty_node(network: Network, look: _Inside) -> str:
@@ -240,10 +254,15 @@ def _scores(
 
 
 def _step(x: npt.NDArray[Any]) -> float:
-    """Returns one quantisation step over the range of a value in 8 bits; 0 for others."""
+    """Returns the most that one quantisation step of a value in 8 bits is of its largest entry.
+
+    Half the range at least is the largest entry, whatever the zero point. A value without range
+    and one in other types give 0.
+    """
     if x.dtype.itemsize != _8_BIT or not np.issubdtype(x.dtype, np.integer) or not x.size:
         return 0.0
-    return 1.0 / max(float(x.max()) - float(x.min()), 1.0)
+    range_in_steps = float(x.max()) - float(x.min())
+    return 2.0 / range_in_steps if range_in_steps else 0.0
 
 
 def _size(x: npt.NDArray[Any]) -> float:
