@@ -51,7 +51,7 @@ def agree(found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = F
 def _agree(found: Any, expected: Any, *, of_largest: bool = False) -> bool:  # noqa: ANN401, PLR0911 - a tensor or a list of them; one for each way to differ
     if isinstance(expected, list):
         return isinstance(found, list) and agree(found, expected)
-    if found is None or expected is None:
+    if found is None or expected is None or isinstance(found, list):
         return found is None and expected is None
     expected = np.asarray(expected)
     if isinstance(found, torch.Tensor):
