@@ -34,7 +34,8 @@ FACTOR = 4.0
 _CANCELLATION = 1e-3
 """Share of its inputs' size below which a value is what is left of a difference."""
 _ROWS = 4
-_8_BIT = 1
+_QUANTISED_BYTES = 2
+"""Integers of that many bytes at most are taken for quantised values."""
 
 
 def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) -> v1.Parity:
@@ -65,7 +66,7 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
         for rows in sorted({1, min(_ROWS, len(inputs))})
     ]
     own = _relative(as_it_stands, reference)
-    allowed = max(_floor(network) + FACTOR * own, *(look.step for look in inside))
+    allowed = _floor(network) + max(FACTOR * own, *(look.step for look in inside))
     result = compare(_scores(network, inputs, reference.shape[1]), reference, allowed)
     divergent = next((look.divergent for look in inside if look.divergent), "")
     # Roundings to few bits add up, and a tie may go the other way: what follows is further away
@@ -169,12 +170,14 @@ def _first_beyond(
     for name, expected in reference.items():
         if not isinstance(expected, np.ndarray) or not np.issubdtype(expected.dtype, np.number):
             continue
-        step = _step(expected) if name in computed else 0.0
+        node = readers[name]
+        stored = reference.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        step = _step(expected, stored) if name in computed else 0.0
         largest_step = max(largest_step, step)
-        sources = [reference[n] for n in readers[name].input if n in reference]
+        sources = [reference[n] for n in node.input if n in reference]
         size = max(_size(expected), _CANCELLATION * max(map(_size, sources), default=0.0))
         own = float(np.abs(_difference(again[name], expected)).max(initial=0.0)) / size
-        allowed = max(allowed, _floor(network) + FACTOR * own, step)
+        allowed = max(allowed, _floor(network) + max(FACTOR * own, step))
         if found[name].shape != expected.shape:
             return name, largest_step
         away = np.abs(_difference(found[name], expected)).max(initial=0.0) / size
@@ -219,7 +222,7 @@ def _judge_nodes(network: Network, look: _Inside) -> tuple[str, bool]:
         sizes = [_size(a.cpu().numpy()) for a in arguments if a is not None]
         size = max(_size(expected), _CANCELLATION * max(sizes, default=0.0))
         away = first.cpu().numpy()
-        allowed = max(_floor(network), _step(expected))
+        allowed = _floor(network) + _step(expected)
         if away.shape != expected.shape:
             return name, complete
         if np.abs(_difference(away, expected)).max(initial=0.0) / size > allowed:
@@ -262,16 +265,18 @@ def _scores(
     return ours.float().cpu().numpy()
 
 
-def _step(x: npt.NDArray[Any]) -> float:
-    """Returns the most that one quantisation step of a value in 8 bits is of its largest entry.
+def _step(x: npt.NDArray[Any], stored: npt.NDArray[Any] | None = None) -> float:
+    """Returns what one quantisation step of a value is of its largest entry; 0 if it has none.
 
-    Half the range at least is the largest entry, whatever the zero point. A value without range
-    and one in other types give 0.
+    Args:
+        x: The value.
+        stored: The integers that it was made of, if it was made by DequantizeLinear.
     """
-    if x.dtype.itemsize != _8_BIT or not np.issubdtype(x.dtype, np.integer) or not x.size:
-        return 0.0
-    range_in_steps = float(x.max()) - float(x.min())
-    return 2.0 / range_in_steps if range_in_steps else 0.0
+    if stored is not None and stored.size and stored.min() < stored.max():
+        width = float(stored.max()) - float(stored.min())
+        return (float(x.max()) - float(x.min())) / width / _size(x)
+    small = x.dtype.itemsize <= _QUANTISED_BYTES and np.issubdtype(x.dtype, np.integer)
+    return 1.0 / _size(x) if small and np.any(x) else 0.0
 
 
 def _size(x: npt.NDArray[Any]) -> float:
