@@ -31,6 +31,7 @@ FEW = [
     ("convnext", "QOperator", False, TYPES[0]), ("autoencoder", "QDQ", False, TYPES[2]),
     ("quocnet", "QDQ", True, TYPES[0]), ("vit", "QDQ", True, TYPES[0]),
     ("mlp", "QOperator", False, TYPES[1]), ("vgg", "QDQ", False, TYPES[0]),
+    ("resnet", "QDQ", False, ("QUInt16", "QInt8")),
 ]  # fmt: skip
 """Name, form, whether every channel has its scale, types: each network and each way once."""
 WAYS = [(False, 1, 13), (False, 0, 17), (True, 1, 18), (True, 0, 23)]
@@ -98,7 +99,7 @@ def check_quantized(name: str, single: bytes, form: str, **how: object) -> None:
 
     ONNX Runtime rewrites quantised graphs into integer arithmetic, which moves its own answer by
     steps. So the bar is one step from the graph as it stands, and from the rewritten one what its
-    own two answers are apart if that is more.
+    own two answers are apart if that is more. Differences are whole steps, but for float32.
     """
     x = inputs(name, 16)
     content = quantize(single, x.numpy(), form, **how)  # type: ignore[arg-type]
@@ -112,9 +113,9 @@ def check_quantized(name: str, single: bytes, form: str, **how: object) -> None:
     with torch.no_grad():
         found = network.evaluate({network.input.name: x})[network.output].reshape(len(x), -1)
     step = output_step(content)
-    assert np.abs(found.numpy() - as_it_stands).max() <= 1.001 * step
+    assert np.abs(found.numpy() - as_it_stands).max() <= 1.01 * step
     own = float(np.abs(session.run(x.numpy()) - as_it_stands).max())
-    assert result.max_absolute_difference <= 1.001 * max(step, own)
+    assert result.max_absolute_difference <= 1.01 * max(step, own)
     module = without_squash(name)
     weights = torch.randn(network(x).shape[1], generator=torch.Generator().manual_seed(2))
     assert cosine(network, lambda x: zoo.classify(module, x), x, weights) > FLOORS[name]
