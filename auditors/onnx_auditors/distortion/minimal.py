@@ -94,9 +94,7 @@ def minimal(
         rivals = starts.ranking(search, rows, clean[rows])
         flat = None if anchors is None else (anchors[0].flatten(1), anchors[1])
         projected(search, rows, rivals, max(budget - last, LEAST_BUDGET), flat)
-        starts.to_boundary(
-            search, rows, min(starts.BISECTIONS, int(2 * search.left(rows, budget)))
-        )
+        starts.to_boundary(search, rows, min(starts.BISECTIONS, int(2 * search.left(rows, budget))))
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )
