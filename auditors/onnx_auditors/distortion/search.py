@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from onnx_auditors.distortion import noise
 from onnx_auditors.distortion.norms import Norm
@@ -24,10 +25,10 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Margin:
-    """The margin of a batch of points.
+    """A loss at a batch of points.
 
     Attributes:
-        value: Margin to the rival, [m]; negative where the rival wins.
+        value: The loss, [m]; a margin is negative where the rival wins.
         gradient: Its gradient, [m, d].
         excess: Margin to being adversarial at all, [m]; negative where a point is adversarial.
     """
@@ -94,18 +95,15 @@ class Search:
 
         It is z_label - z_rival, or max(z_other) - z_target where targets are given.
         """
-        self.charge(rows, 1.0)
-        self._tell(float(self.spent.max()))
-        parts = [
-            self._margin(block, row, other)
-            for block, row, other in zip(
-                torch.split(x, _BLOCK_ROWS),
-                torch.split(rows, _BLOCK_ROWS),
-                torch.split(rival, _BLOCK_ROWS),
-                strict=True,
-            )
-        ]
-        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return self._graded(self._margin, x, rows, rival)
+
+    def cross_entropy(self, x: Tensor, rows: Tensor, rival: Tensor) -> Margin:
+        """Returns the cross-entropy of points [m, d] to a rival class [m]; costs like `margin`.
+
+        Where targets are given all classes compete, else only the label and the rival do: then it
+        is log(1 + exp(z_label - z_rival)).
+        """
+        return self._graded(self._cross_entropy, x, rows, rival)
 
     def excess(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Returns how far scores [m, classes] are from success, [m]; negative is success."""
@@ -151,15 +149,36 @@ class Search:
         self.distance[rows[chosen]] = distance[chosen]
         self.best[rows[chosen]] = x[chosen]
 
-    def _margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = x.detach().requires_grad_()
-        scores = self._logits(leaf.reshape(-1, *self.shape))
-        if self.targets is None:
-            right = scores.gather(1, self.labels[rows][:, None])
-            margin = (right - scores.gather(1, rival[:, None])).squeeze(1)
-            excess = self.excess(scores.detach(), rows)
-        else:
-            margin = self.excess(scores, rows)
-            excess = margin.detach()
-        (gradient,) = torch.autograd.grad(margin.sum(), leaf)
-        return margin.detach(), gradient, excess
+    def _graded(
+        self,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        x: Tensor,
+        rows: Tensor,
+        rival: Tensor,
+    ) -> Margin:
+        self.charge(rows, 1.0)
+        self._tell(float(self.spent.max()))
+        parts = []
+        for block, row, other in zip(
+            torch.split(x, _BLOCK_ROWS),
+            torch.split(rows, _BLOCK_ROWS),
+            torch.split(rival, _BLOCK_ROWS),
+            strict=True,
+        ):
+            leaf = block.detach().requires_grad_()
+            scores = self._logits(leaf.reshape(-1, *self.shape))
+            value = loss(scores, row, other)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            parts.append((value.detach(), gradient, self.excess(scores.detach(), row)))
+        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _margin(self, scores: Tensor, rows: Tensor, rival: Tensor) -> Tensor:
+        if self.targets is not None:
+            return self.excess(scores, rows)
+        right = scores.gather(1, self.labels[rows][:, None])
+        return (right - scores.gather(1, rival[:, None])).squeeze(1)
+
+    def _cross_entropy(self, scores: Tensor, rows: Tensor, rival: Tensor) -> Tensor:
+        if self.targets is not None:
+            return functional.cross_entropy(scores, rival, reduction="none")
+        return functional.softplus(self._margin(scores, rows, rival))
