@@ -138,9 +138,9 @@ def _noise_seeds(context: Context, rows: Rows) -> list[int]:
     """Returns a seed for each probe that depends on the audit's seed and its index alone."""
     return [
         int(
-            np.random.SeedSequence([context.seed, _NOISE_SEED, int(row)]).generate_state(
-                1, np.uint64
-            )[0]
+            np.random.SeedSequence([context.seed, _NOISE_SEED, int(row)])
+            .generate_state(1, np.uint64)
+            .view(np.int64)[0]
         )
         for row in rows
     ]

@@ -13,7 +13,7 @@ from tests.support import shared_data
 from torch import Tensor
 
 from onnx_auditors.distortion import minimal
-from onnx_auditors.distortion.projection import nearest_l2
+from onnx_auditors.distortion.norms import nearest_l2
 from onnx_auditors.network import load
 
 Floats = npt.NDArray[np.float64]
@@ -217,10 +217,14 @@ def test_proved_radii_are_never_contradicted(name: str) -> None:
 
 
 def test_what_is_not_offered() -> None:
-    """Other norms and budgets are refused with what there is."""
+    """Other norms, methods and budgets, and targets that are labels, are refused with a reason."""
     x, labels = torch.rand(2, 3), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="available: 'l2'"):
-        minimal(lambda x: x, x, labels, norm="linf")
+    with pytest.raises(ValueError, match="norm is 'l3'; available: 'l2', 'linf', 'l1', 'l0'"):
+        minimal(lambda x: x, x, labels, norm="l3")
+    with pytest.raises(ValueError, match="method is 'magic'; available: 'projected'"):
+        minimal(lambda x: x, x, labels, methods=["magic"])
+    with pytest.raises(ValueError, match="target 0 of input 1 is its label"):
+        minimal(lambda x: x, x, labels, targets=torch.tensor([1, 0]))
     with pytest.raises(ValueError, match="at least 2"):
         minimal(lambda x: x, x, labels, budget=1)
 

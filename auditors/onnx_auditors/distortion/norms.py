@@ -1,0 +1,118 @@
+"""The norms of a change: its size, and the nearest point of a half-space inside the box.
+
+The smallest step d with <normal, d> <= -needed and lower <= d <= upper moves each entry against the
+sign of its normal, by an amount between 0 and the room that the box leaves on that side. With
+w = |normal| that amount is min(lam w, room) in L2, min(lam, room) in Linf, for the smallest lam
+that meets the half-space; in L1 the entries of the largest w are filled one after the other, in L0
+those of the largest w * room (conditions of Karush, Kuhn and Tucker; the fractional knapsack).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NEWTON_STEPS = 30
+_CLOSE = 1e-6
+_TINY = 1e-30
+
+Nearest = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From normal [n, d], needed [n], lower and upper [n, d] to the step [n, d]."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm.
+
+    Attributes:
+        name: "l2", "linf", "l1" or "l0".
+        size: From changes [n, d] to their sizes, float64 [n]; L0 counts the entries that differ.
+        nearest: The shortest step into a half-space within a box. Rows with needed <= 0 get no
+            step; where the half-space is out of reach, the step goes as far as the box allows.
+    """
+
+    name: str
+    size: Callable[[Tensor], Tensor]
+    nearest: Nearest
+
+
+def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns the shortest step in L2; see `Norm.nearest`.
+
+    The reach <w, min(lam w, room)> is concave, piecewise linear and rising in lam, so Newton's
+    method from 0 never oversteps and ends at the exact multiplier.
+    """
+    weight, room = normal.abs(), _room(normal, lower, upper)
+    squares = weight.square()
+    lam = torch.zeros_like(needed)[:, None]
+    for _ in range(_NEWTON_STEPS):
+        wish = lam * weight
+        missing = needed - _dot(weight, torch.minimum(wish, room))
+        lam, moved = _newton(lam, missing, _dot(squares, (wish < room).to(squares)))
+        if not moved:
+            break
+    return torch.minimum(lam * weight, room) * -normal.sign()
+
+
+def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns the shortest step in Linf; see `Norm.nearest`. The same Newton's method as in L2."""
+    weight, room = normal.abs(), _room(normal, lower, upper)
+    lam = torch.zeros_like(needed)[:, None]
+    for _ in range(_NEWTON_STEPS):
+        missing = needed - _dot(weight, torch.minimum(lam, room))
+        lam, moved = _newton(lam, missing, _dot(weight, (lam < room).to(weight)))
+        if not moved:
+            break
+    return torch.minimum(lam, room) * -normal.sign()
+
+
+def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns the shortest step in L1; see `Norm.nearest`. The last entry is filled in part."""
+    weight, room = normal.abs(), _room(normal, lower, upper)
+    weight, order = weight.sort(dim=1, descending=True, stable=True)
+    room = room.gather(1, order)
+    gain = weight * room
+    before = gain.cumsum(1) - gain
+    share = ((needed[:, None] - before) / gain.clamp_min(_TINY)).clamp(0, 1)
+    amount = torch.zeros_like(room).scatter(1, order, share * room)
+    return amount * -normal.sign()
+
+
+def nearest_l0(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns a step of the fewest entries, each moved to the box's end; see `Norm.nearest`."""
+    room = _room(normal, lower, upper)
+    gain, order = (normal.abs() * room).sort(dim=1, descending=True, stable=True)
+    chosen = gain.cumsum(1) - gain < needed[:, None]
+    amount = torch.zeros_like(room).scatter(1, order, chosen * room.gather(1, order))
+    return amount * -normal.sign()
+
+
+def _room(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns how far each entry can go against its normal, [n, d], nowhere negative."""
+    return torch.where(normal > 0, -lower, upper)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
+
+
+def _newton(lam: Tensor, missing: Tensor, slope: Tensor) -> tuple[Tensor, bool]:
+    """Returns the next multipliers [n, 1], and whether any of them still moves."""
+    grows = (missing > 0) & (slope > 0)
+    increase = torch.where(grows, missing / slope.clamp_min(_TINY), torch.zeros_like(missing))
+    increase = increase[:, None]
+    return lam + increase, bool((increase > _CLOSE * lam).any())
+
+
+NORMS = {
+    norm.name: norm
+    for norm in (
+        Norm("l2", lambda change: change.double().norm(dim=1), nearest_l2),
+        Norm("linf", lambda change: change.double().abs().amax(1), nearest_linf),
+        Norm("l1", lambda change: change.double().abs().sum(1), nearest_l1),
+        Norm("l0", lambda change: (change != 0).sum(1).double(), nearest_l0),
+    )
+}

@@ -1,0 +1,199 @@
+"""The main engine: averaged linearised projection.
+
+For a rival class k the margin is m(x) = z_y(x) - z_k(x). From the point x the margin is replaced by
+its linear form, whose normal is averaged over the last steps, and x moves towards the point of
+{linear margin <= -overshoot} inside the box that is nearest to the probe. The averaged normal keeps
+the iteration from jumping between the linear pieces of a ReLU network.
+
+All rivals compete at first; the best few go on (a beam). A second start is where the line to the
+nearest input that the network answers otherwise crosses the boundary: it finds its way where the
+gradients around the probe vanish. What is left of the budget restarts from noise around the best
+point found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.distortion import starts
+from onnx_auditors.distortion.search import Search
+
+# Lengths are shares of the box's mean width.
+LARGEST_AVERAGE = 0.8
+"""Largest weight of the past in the average of normals; it grows as k / (k + 3)."""
+OVERSHOOT = (1e-2, 3e-5)
+"""How far past the linear boundary the first and the last step aim."""
+BOOST = (1.5, 1.5)
+"""Growth of the overshoot while a row is not across the boundary, and fall while it is."""
+NOISE = 0.2
+"""Standard deviation of the noise from which the beam starts."""
+BEAM = ((9, 3), (3, 8), (1, 25))
+"""Stages of the beam: rivals per probe, steps for each."""
+ANCHOR_STEPS = 13
+ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
+ANCHORED_BUDGET = 60
+"""Least budget of which a second start may take its part."""
+RESTART_RIVALS = 4
+RESTART_STEPS = 25
+RESTARTS = ((0.1, True), (0.05, False), (0.3, True), (0.02, False))
+"""Noise of the restarts in turn: a share of the best distance around the best point (True), or a
+standard deviation around the probe (False)."""
+STEP = 0.5
+"""Share of the way to the nearest point of the linear form that a step goes."""
+TRUST = 0.05
+"""Farthest that a linear form is believed, times the square root of the dimension."""
+LEAST_SLOPE = 0.5
+"""Least slope along the averaged normal, as a share of the gradient's length."""
+TINY = 1e-12
+
+Anchors = tuple[Tensor, Tensor]
+"""Points of the box [p, d] and the network's answers to them [p]."""
+
+
+def projected(
+    search: Search, rows: Tensor, rivals: Tensor, budget: float, anchors: Anchors | None
+) -> None:
+    """Looks for near adversarial points of some rows.
+
+    Args:
+        search: The search.
+        rows: Probes, [m].
+        rivals: Classes that each may be taken to, most promising first, [m, k].
+        budget: Evaluations that each row may have spent at the end.
+        anchors: Further starts; taken where the budget is 60 or more.
+    """
+    reserve = ANCHOR_COST if anchors is not None and budget >= ANCHORED_BUDGET else 0.0
+    rivals = _beam(search, rows, rivals, budget - reserve)
+    if anchors is not None and reserve:
+        places, x, rival = starts.anchored(search, rows, *anchors)
+        if len(places):
+            _descend(search, _start(search, rows[places], rival, x), ANCHOR_STEPS)
+            if search.targets is None:
+                rivals = rivals.clone()
+                rivals[places] = starts.first(rivals[places], rival)
+    lost = search.distance[rows].isinf()
+    if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:
+        rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
+    _restarts(search, rows, rivals, budget)
+
+
+@dataclass
+class _Pairs:
+    """Probes paired with rival classes, and where the iteration of each pair stands.
+
+    Attributes:
+        rows: Probe of each pair.
+        rival: Class of each pair.
+        x: Current point.
+        normal: Average of the normalised gradients so far.
+        estimate: Distance to the linearised boundary at the last step.
+        boost: Factor of the overshoot.
+        steps: Steps made.
+    """
+
+    rows: Tensor
+    rival: Tensor
+    x: Tensor
+    normal: Tensor
+    estimate: Tensor
+    boost: Tensor
+    steps: int = 0
+
+    def pick(self, chosen: Tensor) -> _Pairs:
+        """Returns some of the pairs."""
+        return _Pairs(
+            self.rows[chosen],
+            self.rival[chosen],
+            self.x[chosen],
+            self.normal[chosen],
+            self.estimate[chosen],
+            self.boost[chosen],
+            self.steps,
+        )
+
+
+def _start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
+    x = search.clip(x, rows)
+    one = torch.ones_like(x[:, 0])
+    return _Pairs(rows, rival, x, torch.zeros_like(x), math.inf * one, one)
+
+
+def _descend(search: Search, pairs: _Pairs, steps: int) -> None:
+    """Moves each pair towards the nearest point of its averaged linearised boundary."""
+    rows = pairs.rows
+    origin = search.origin[rows]
+    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+    trust = TRUST * search.width * math.sqrt(origin.shape[1])
+    for step in range(steps):
+        at = search.margin(pairs.x, rows, pairs.rival)
+        search.offer(pairs.x, rows, at.excess < 0)
+        length = at.gradient.norm(dim=1).clamp_min(TINY)
+        beta = min(pairs.steps / (pairs.steps + 3), LARGEST_AVERAGE)
+        pairs.normal = beta * pairs.normal + (1 - beta) * at.gradient / length[:, None]
+        normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
+        passed = (normal * (pairs.x - origin)).sum(1)
+        slope = (at.gradient * normal).sum(1)
+        away = at.value / torch.maximum(slope, LEAST_SLOPE * length)
+        # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
+        pairs.boost = torch.where(
+            at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
+        ).clamp_min(1.0)
+        missing = away.clamp_max(trust) + overshoot * search.width * pairs.boost
+        change = search.norm.nearest(normal, missing - passed, lower, upper)
+        pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
+        pairs.x = pairs.x + STEP * (origin + change - pairs.x)
+        pairs.steps += 1
+
+
+def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor:
+    """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
+    available = max(1.0, search.left(rows, budget))
+    stages = BEAM if rivals.shape[1] > 1 else BEAM[-1:]
+    share = min(1.0, available / sum(k * steps for k, steps in stages))
+    count = min(stages[0][0], rivals.shape[1], max(1, int(available // 4)))
+    flat = rows.repeat_interleave(count)
+    noise = search.noise(rows).repeat_interleave(count, 0)
+    start = search.origin[flat] + NOISE * search.width * noise
+    pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
+    order = rivals
+    for stage, steps in stages:
+        width = min(stage, count)
+        if width < count:
+            estimates = pairs.estimate.reshape(len(rows), count)
+            best = estimates.argsort(dim=1, stable=True)
+            if order is rivals:
+                order = rivals[:, :count].gather(1, best)
+            offsets = torch.arange(len(rows), device=best.device)[:, None] * count
+            pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
+            count = width
+        affordable = int(search.left(rows, budget) // width)
+        _descend(search, pairs, min(max(1, int(steps * share)), affordable))
+    return order
+
+
+def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
+    """Spends what is left on restarts from noise, around the best point and around the probe.
+
+    Around the best point noise finds the neighbouring pieces of the boundary; little noise around
+    the probe finds a way where the larger noise of the beam has led into flat regions.
+    """
+    for scale, around_best in itertools.cycle(RESTARTS):
+        width = min(
+            RESTART_RIVALS, order.shape[1], int(search.left(rows, budget) // RESTART_STEPS)
+        )
+        if width < 1:
+            return
+        flat = rows.repeat_interleave(width)
+        noise = torch.stack([search.noise(rows) for _ in range(width)], 1).flatten(0, 1)
+        if around_best:
+            size = scale * (search.best[flat] - search.origin[flat]).norm(dim=1, keepdim=True)
+            start = search.best[flat] + size / math.sqrt(noise.shape[1]) * noise
+        else:
+            start = search.origin[flat] + scale * search.width * noise
+        _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)

@@ -1,0 +1,165 @@
+"""The state of a search over a batch of probes: what counts as success, best examples, the bill.
+
+Every method works on a `Search`: it asks for scores and margins, which are booked per probe, and
+offers points, of which the nearest adversarial one is kept. Everything is flat: rows of d values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.distortion import noise
+from onnx_auditors.distortion.norms import Norm
+
+Logits = Callable[[Tensor], Tensor]
+"""From a batch in probe space [n, ...] to logits [n, classes]."""
+
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The margin of a batch of points.
+
+    Attributes:
+        value: Margin to the rival, [m]; negative where the rival wins.
+        gradient: Its gradient, [m, d].
+        excess: Margin to being adversarial at all, [m]; negative where a point is adversarial.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    excess: Tensor
+
+
+class Search:
+    """A batch of probes and the best that is known of each.
+
+    Attributes:
+        norm: What is made small.
+        origin: The probes, [n, d].
+        labels: The classes that count as right, int64 [n].
+        targets: The classes that are aimed at, int64 [n]; None where any other class will do.
+        lower: Lower end of the box, [n, d].
+        upper: Upper end of the box, [n, d].
+        width: Mean width of the box.
+        best: The nearest adversarial points so far, [n, d]; the probe where there is none.
+        distance: Their distances, float64 [n]; inf where there is none.
+        spent: (forward + backward rows) / 2 of each probe, float64 [n].
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        inputs: Tensor,
+        labels: Tensor,
+        box: tuple[Tensor, Tensor],
+        *,
+        norm: Norm,
+        seeds: Tensor,
+        targets: Tensor | None = None,
+        tell: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        self.norm = norm
+        self.shape = inputs.shape[1:]
+        self.origin = inputs.flatten(1)
+        self.labels = labels
+        self.targets = targets
+        self.lower = box[0].expand_as(inputs).flatten(1)
+        self.upper = box[1].expand_as(inputs).flatten(1)
+        self.width = float((box[1] - box[0]).mean())
+        self.best = self.origin.clone()
+        self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
+        self.spent = torch.zeros_like(self.distance)
+        self._logits = logits
+        self._tell = tell
+        self._seeds = seeds
+        self._draws = 0
+
+    def scores(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns logits without gradients; costs half an evaluation a row."""
+        self.charge(rows, 0.5)
+        with torch.no_grad():
+            return torch.cat(
+                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, _BLOCK_ROWS)]
+            )
+
+    def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> Margin:
+        """Returns the margin of points [m, d] to a rival class [m]; costs an evaluation a row.
+
+        It is z_label - z_rival, or max(z_other) - z_target where targets are given.
+        """
+        self.charge(rows, 1.0)
+        self._tell(float(self.spent.max()))
+        parts = [
+            self._margin(block, row, other)
+            for block, row, other in zip(
+                torch.split(x, _BLOCK_ROWS),
+                torch.split(rows, _BLOCK_ROWS),
+                torch.split(rival, _BLOCK_ROWS),
+                strict=True,
+            )
+        ]
+        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def excess(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """Returns how far scores [m, classes] are from success, [m]; negative is success."""
+        own = self.labels[rows] if self.targets is None else self.targets[rows]
+        mine = scores.gather(1, own[:, None]).squeeze(1)
+        others = scores.scatter(1, own[:, None], -math.inf).amax(1)
+        return mine - others if self.targets is None else others - mine
+
+    def fooled(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns whether points are adversarial, bool [m], and keeps the best of them."""
+        success = self.excess(self.scores(x, rows), rows) < 0
+        self.offer(x, rows, success)
+        return success
+
+    def charge(self, rows: Tensor, cost: float) -> None:
+        """Books the cost of one row for each entry of `rows`."""
+        self.spent.index_add_(0, rows, torch.full_like(rows, cost, dtype=torch.float64))
+
+    def left(self, rows: Tensor, budget: float) -> float:
+        """Returns how many evaluations every row can still afford."""
+        return budget - float(self.spent[rows].max())
+
+    def noise(self, rows: Tensor) -> Tensor:
+        """Returns standard Gaussian noise [m, d]; each probe's own, whatever else is there."""
+        self._draws += 1
+        return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
+
+    def clip(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns the nearest points of the box."""
+        return torch.clamp(x, self.lower[rows], self.upper[rows])
+
+    def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
+        """Takes those adversarial points that are nearer than the best so far."""
+        x, rows = x[adversarial], rows[adversarial]
+        distance = self.norm.size(x - self.origin[rows])
+        # Of several points for one probe the nearest counts: later entries overwrite earlier ones.
+        order = distance.argsort(descending=True, stable=True)
+        for_row = torch.full_like(self.distance, math.inf)
+        for_row.scatter_reduce_(0, rows, distance, "amin")
+        chosen = order[
+            (distance[order] == for_row[rows[order]]) & (distance < self.distance[rows])[order]
+        ]
+        self.distance[rows[chosen]] = distance[chosen]
+        self.best[rows[chosen]] = x[chosen]
+
+    def _margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = x.detach().requires_grad_()
+        scores = self._logits(leaf.reshape(-1, *self.shape))
+        if self.targets is None:
+            right = scores.gather(1, self.labels[rows][:, None])
+            margin = (right - scores.gather(1, rival[:, None])).squeeze(1)
+            excess = self.excess(scores.detach(), rows)
+        else:
+            margin = self.excess(scores, rows)
+            excess = margin.detach()
+        (gradient,) = torch.autograd.grad(margin.sum(), leaf)
+        return margin.detach(), gradient, excess
