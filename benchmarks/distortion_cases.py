@@ -1,4 +1,4 @@
-"""The networks and images on which `distortion.py` compares: opened for us, and packed for peers."""
+"""The networks and images of `distortion.py`: opened for ours, and packed for the peers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import trained
+
 from onnx_auditors.network import Session, load
 
 _MAPS = {

@@ -48,13 +48,12 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits [n, classes] of images [n, ...] in [0, 1]."""
         self.forwards += len(x)
-        values = {"": x}
+        values, logits = {"": x}, x
         for step in self._steps:
             given = [values[name] for name in step["from"]]
-            values[step["to"]] = _OPERATORS[step["op"]](step, *given)
-        logits = values[self._steps[-1]["to"]]
+            values[step["to"]] = logits = _OPERATORS[step["op"]](step, *given)
         if logits.requires_grad:
-            logits.register_hook(self._went_back)
+            logits.register_hook(self._went_back)  # type: ignore[no-untyped-call] # torch
         return logits
 
     def _went_back(self, gradient: Tensor) -> None:
@@ -119,72 +118,71 @@ class Problem:
         return answers != self.labels if self.targets is None else answers == self.targets
 
 
-def _adv_lib() -> Any:  # noqa: ANN401 - a module of another environment
+def _adv_lib(p: Problem, name: str, **arguments: Any) -> Tensor:  # noqa: ANN401 - as each takes
+    """Runs one of adv-lib's attacks."""
     from adv_lib import attacks  # type: ignore[import-not-found] # noqa: PLC0415
 
-    return attacks
+    module = attacks.auto_pgd if name == "minimal_apgd" else attacks
+    found: Tensor = getattr(module, name)(**p.goal, **arguments)
+    return found
 
 
 def alma(p: Problem, first: float | None) -> Tensor:
     """ALMA (Rony et al. 2021); its average is shorter where steps are few."""
     alpha = 0.9 if p.budget >= 500 else 0.5
     distance = {2.0: "l2", 1.0: "l1"}[p.order]
-    return _adv_lib().alma(
-        **p.goal, num_steps=p.budget, distance=distance, init_lr_distance=first, α=alpha
+    return _adv_lib(
+        p, "alma", num_steps=p.budget, distance=distance, init_lr_distance=first, α=alpha
     )
 
 
 def ddn(p: Problem) -> Tensor:
     """DDN (Rony et al. 2019), without rounding to 8 bits."""
-    return _adv_lib().ddn(**p.goal, steps=p.budget, levels=None)
+    return _adv_lib(p, "ddn", steps=p.budget, levels=None)
 
 
 def fmn(p: Problem, step: float) -> Tensor:
     """FMN (Pintor et al. 2021)."""
-    return _adv_lib().fmn(**p.goal, norm=p.order, steps=p.budget, α_init=step)
+    return _adv_lib(p, "fmn", norm=p.order, steps=p.budget, α_init=step)
 
 
 def pdgd(p: Problem) -> Tensor:
     """PDGD (Matyasko and Chau 2021)."""
-    return _adv_lib().pdgd(**p.goal, num_steps=p.budget)
+    return _adv_lib(p, "pdgd", num_steps=p.budget)
 
 
 def pdpgd(p: Problem) -> Tensor:
     """PDPGD (Matyasko and Chau 2021); L0 by the proximal operator of L2/3, as its authors do."""
     operator = 23 if p.order == 0 else None
-    return _adv_lib().pdpgd(
-        **p.goal, norm=p.order, num_steps=p.budget, proximal_operator=operator
-    )
+    return _adv_lib(p, "pdpgd", norm=p.order, num_steps=p.budget, proximal_operator=operator)
 
 
 def sigma_zero(p: Problem) -> Tensor:
     """sigma-zero (Cinà et al. 2025)."""
-    return _adv_lib().sigma_zero(**p.goal, num_steps=p.budget)
+    return _adv_lib(p, "sigma_zero", num_steps=p.budget)
 
 
 def fab(p: Problem, classes: int) -> Tensor:
     """Targeted FAB (Croce and Hein 2020): two forward passes and one backward a step and class."""
     steps = int((p.budget - 3) / 1.5 / classes)
-    return _adv_lib().fab(
-        **p.goal, norm=p.order, n_iter=steps, targeted_restarts=True, restarts=classes
-    )
+    return _adv_lib(p, "fab", norm=p.order, n_iter=steps, targeted_restarts=True, restarts=classes)
 
 
 def fab_untargeted(p: Problem) -> Tensor:
     """FAB: two forward passes and one backward a class and step."""
     steps = int((p.budget - 3) / 5.5)
-    return _adv_lib().fab(**p.goal, norm=p.order, n_iter=steps)
+    return _adv_lib(p, "fab", norm=p.order, n_iter=steps)
 
 
 def deepfool(p: Problem) -> Tensor:
     """DeepFool (Moosavi-Dezfooli et al. 2016)."""
-    return _adv_lib().df(**p.goal, steps=(p.budget - 1) // 5, norm=p.order)
+    return _adv_lib(p, "df", steps=(p.budget - 1) // 5, norm=p.order)
 
 
 def super_deepfool(p: Problem) -> Tensor:
     """SuperDeepFool (Abdollahpour et al. 2024): within the budget or it does not count."""
     steps, inner = (100, 100) if p.budget >= 500 else (5, 10)
-    return _adv_lib().sdf(**p.goal, steps=steps, df_steps=inner)
+    return _adv_lib(p, "sdf", steps=steps, df_steps=inner)
 
 
 def apgd(p: Problem, classes: int) -> Tensor:
@@ -197,8 +195,8 @@ def apgd(p: Problem, classes: int) -> Tensor:
     largest = float(distance[np.isfinite(distance)].max(initial=1e-3))
     bisections = 12 if p.budget >= 500 else 7
     each = (p.budget - p.evaluations) / bisections / ((classes + 1) / 2) - 2
-    return _adv_lib().auto_pgd.minimal_apgd(
-        **p.goal, norm=p.order, max_eps=0.75 * largest, binary_search_steps=bisections,
+    return _adv_lib(
+        p, "minimal_apgd", norm=p.order, max_eps=0.75 * largest, binary_search_steps=bisections,
         targeted_version=classes > 1, num_targets=classes if classes > 1 else None,
         n_iter=int(each), use_large_reps=p.order == 1,
     )  # fmt: skip
@@ -206,7 +204,7 @@ def apgd(p: Problem, classes: int) -> Tensor:
 
 def vfga(p: Problem) -> Tensor:
     """VFGA (Hajri et al. 2022): one gradient and twenty forward passes for every pixel."""
-    return _adv_lib().vfga(**p.goal, max_iter=int(p.budget / 11), n_samples=10)
+    return _adv_lib(p, "vfga", max_iter=int(p.budget / 11), n_samples=10)
 
 
 def _foolbox(p: Problem) -> tuple[Any, Any]:
@@ -220,7 +218,7 @@ def _foolbox(p: Problem) -> tuple[Any, Any]:
 
 def brendel_bethge(p: Problem) -> Tensor:
     """Brendel-Bethge (Brendel et al. 2019) in L2, from the nearest image answered otherwise."""
-    from foolbox.attacks import L2BrendelBethgeAttack  # type: ignore[import-not-found] # noqa: PLC0415, I001
+    from foolbox.attacks import L2BrendelBethgeAttack  # type: ignore[import-not-found] # noqa: PLC0415
 
     model, criterion = _foolbox(p)
     attack = L2BrendelBethgeAttack(steps=p.budget - 10)
@@ -280,9 +278,7 @@ Attack = Callable[[Problem], Tensor]
 _COMMON: dict[str, Attack] = {
     "fab_all": lambda p: fab(p, 9),
     "fab_top3": lambda p: fab(p, 3),
-    "fab": fab_untargeted,
     "apgd_targeted": lambda p: apgd(p, 3),
-    "apgd": lambda p: apgd(p, 1),
     "pdpgd": pdpgd,
 }
 ATTACKS: dict[str, dict[str, Attack]] = {
@@ -291,10 +287,10 @@ ATTACKS: dict[str, dict[str, Attack]] = {
         "deepfool": deepfool, "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0),
         **_COMMON,
     },
-    "linf": {"fmn": lambda p: fmn(p, 1.0), "fmn_10": lambda p: fmn(p, 10.0),
-             "deepfool": deepfool, **_COMMON},
-    "l1": {"alma": lambda p: alma(p, None), "alma_first": lambda p: alma(p, 0.5),
-           "fmn": lambda p: fmn(p, 1.0), **_COMMON},
+    "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1), "deepfool": deepfool,
+             **_COMMON},
+    "l1": {"fab": fab_untargeted, "alma": lambda p: alma(p, None),
+           "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0), **_COMMON},
     "l0": {"sigma_zero": sigma_zero, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0), "vfga": vfga},
     "l2_targeted": {"alma": lambda p: alma(p, None), "alma_first": lambda p: alma(p, 1.0),
                     "ddn": ddn, "pdgd": pdgd, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0)},
@@ -339,7 +335,7 @@ def run(job: dict[str, Any], norm: str, name: str, budget: int, path: Path) -> N
         Plain(job["steps"]), job["inputs"][:count], job["labels"][:count],
         job["targets"][:count] if targeted else None,
         job["starts_targeted" if targeted else "starts"][:count],
-        ORDER[norm.split("_")[0]], budget,
+        ORDER[norm.removesuffix("_targeted")], budget,
     )  # fmt: skip
     with torch.no_grad():
         gap = (problem.model(problem.x) - job["logits"][:count]).abs().max()
@@ -347,7 +343,7 @@ def run(job: dict[str, Any], norm: str, name: str, budget: int, path: Path) -> N
         raise ValueError(f"the network's logits are {gap:.2g} off those of the file")
     problem.model.forwards = 0
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - Foolbox draws from it
+    np.random.seed(0)  # Foolbox draws from it
     begin, wall = time.process_time(), time.perf_counter()
     found = attack(problem)
     seconds, wall = time.process_time() - begin, time.perf_counter() - wall

@@ -143,7 +143,9 @@ def _train_code(encoder: nn.Sequential, images: Images, recipe: Recipe) -> None:
 
 
 def _decay(layers: list[nn.Linear], decays: tuple[float, ...]) -> Tensor:
-    terms = [d * m.weight.square().sum() / m.out_features for m, d in zip(layers, decays, strict=True)]
+    terms = [
+        d * m.weight.square().sum() / m.out_features for m, d in zip(layers, decays, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 
