@@ -114,7 +114,7 @@ class Problem:
     def reached(self, x: Tensor) -> Tensor:
         """Returns whether these are examples, bool [n]."""
         with torch.no_grad():
-            answers = self.model(x).argmax(1)
+            answers: Tensor = self.model(x).argmax(1)
         return answers != self.labels if self.targets is None else answers == self.targets
 
 
@@ -308,7 +308,7 @@ def _distance(p: Problem, found: Tensor) -> Any:  # noqa: ANN401 - a numpy array
     """Returns float64 [n]; inf where there is no example."""
     change = (found.double() - p.x.double()).flatten(1)
     size = torch.linalg.vector_norm(change, ord=p.order, dim=1)
-    return torch.where(p.reached(found), size, math.inf).numpy()
+    return np.where(p.reached(found).numpy(), size.numpy(), math.inf)
 
 
 def _checked(p: Problem, found: Tensor) -> Tensor:
@@ -357,7 +357,10 @@ def run(job: dict[str, Any], norm: str, name: str, budget: int, path: Path) -> N
 
 
 def main() -> None:
-    """Runs the attacks that are asked for, one after the other."""
+    """Runs the attacks that are asked for, one after the other; says so if none is."""
+    if len(sys.argv) == 1:
+        print("distortion.py runs this file with the peers' python")
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("job", type=Path, help="what `distortion.py` has written")
     parser.add_argument("folder", type=Path, help="where results go, as NORM-ATTACK-BUDGET.npz")
