@@ -80,9 +80,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     images = trained.mnist("train_10000")
-    print(
-        "average minimal distortion; L-BFGS: the paper's method, over all targets its least and mean"
-    )
+    print("average minimal distortion; L-BFGS is the paper's method: least and mean over targets")
     print(f"{'':14}{'paper':>8}{'L-BFGS least':>14}{'L-BFGS mean':>13}{'main engine':>13}")
     for name in options.models.split(","):
         network = load(trained.ensure(name, options.trained))
