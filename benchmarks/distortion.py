@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import distortion_peers as peers
 from benchmarks import trained
-from benchmarks.distortion_attacks import ATTACKS, SLOW
+from benchmarks.distortion_attacks import ATTACKS, ONE_BUDGET, SLOW
 from benchmarks.distortion_cases import DEFENDED, MODELS, Case, open_case
 
 from onnx_auditors import distortion
@@ -97,7 +97,9 @@ def run_peers(case: Case, norms: list[str], options: argparse.Namespace) -> None
 
 
 def _attacks(norm: str, *, slow: bool) -> dict[str, tuple[int, ...]]:
-    attacks: dict[str, tuple[int, ...]] = dict.fromkeys(ATTACKS[norm], PEER_BUDGETS)
+    attacks: dict[str, tuple[int, ...]] = {
+        name: (ONE_BUDGET[name],) if name in ONE_BUDGET else PEER_BUDGETS for name in ATTACKS[norm]
+    }
     if slow:
         attacks |= dict.fromkeys(SLOW.get(norm, {}), PEER_BUDGETS[-1:])
     return attacks

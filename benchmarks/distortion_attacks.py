@@ -275,18 +275,21 @@ _COMMON: dict[str, Attack] = {
 }
 ATTACKS: dict[str, dict[str, Attack]] = {
     "l2": {
-        "alma": lambda p: alma(p, None), "alma_first": lambda p: alma(p, 1.0), "ddn": ddn,
-        "deepfool": deepfool, "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0),
-        **_COMMON,
+        "alma": lambda p: alma(p, None), "ddn": ddn, "deepfool": deepfool,
+        "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0), **_COMMON,
     },
     "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1), "deepfool": deepfool,
              **_COMMON},
     "l1": {"fab": fab_untargeted, "alma": lambda p: alma(p, None),
            "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0), **_COMMON},
     "l0": {"sigma_zero": sigma_zero, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0), "vfga": vfga},
-    "l2_targeted": {"alma": lambda p: alma(p, None), "alma_first": lambda p: alma(p, 1.0),
-                    "ddn": ddn, "pdgd": pdgd, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0)},
+    "l2_targeted": {"alma": lambda p: alma(p, None), "ddn": ddn,
+                    "pdgd": pdgd, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0)},
 }  # fmt: skip
+ONE_BUDGET = {
+    "deepfool": 100, "super_deepfool": 100, "fab_top3": 100, "fab_all": 1000, "vfga": 1000,
+}  # fmt: skip
+"""Attacks that stop by themselves, or of which another form is better at the other budget."""
 SLOW: dict[str, dict[str, Attack]] = {
     "l2": {"brendel_bethge": brendel_bethge, "carlini_wagner": carlini_wagner},
     "l2_targeted": {"brendel_bethge": brendel_bethge, "carlini_wagner": carlini_wagner,
