@@ -111,13 +111,14 @@ def ensure(name: str, folder: Path = CACHE, seed: int = 0) -> Path:
 
 
 def _train(network: nn.Sequential, recipe: Recipe, images: Images) -> None:
-    trained = network
+    trained: nn.Module = network
+    layers = [m for m in network if isinstance(m, nn.Linear)]
     if recipe.coded:
-        _train_code(network[:-1], images, recipe)
+        encoder, trained = nn.Sequential(*list(network)[:-1]), layers.pop()
+        _train_code(encoder, layers[0], images, recipe)
         with torch.no_grad():
-            images = Images(network[:-1](images.x), images.y)
-        trained = network[-1:]
-    layers = [m for m in trained if isinstance(m, nn.Linear)]
+            images = Images(encoder(images.x), images.y)
+        layers = [trained]
     decays = recipe.decay[-len(layers) :] if recipe.decay else (0.0,) * len(layers)
 
     def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
@@ -129,9 +130,8 @@ def _train(network: nn.Sequential, recipe: Recipe, images: Images) -> None:
     _minimise(loss, list(trained.parameters()), images, recipe)
 
 
-def _train_code(encoder: nn.Sequential, images: Images, recipe: Recipe) -> None:
-    """Trains the layers up to the code to rebuild the images (mean over the batch of squares)."""
-    first = encoder[1]
+def _train_code(encoder: nn.Module, first: nn.Linear, images: Images, recipe: Recipe) -> None:
+    """Trains an encoder of one layer to rebuild the images (mean over the batch of squares)."""
     decoder = nn.Linear(first.out_features, first.in_features)
 
     def loss(x: Tensor, _: Tensor, __: float) -> Tensor:
@@ -143,7 +143,9 @@ def _train_code(encoder: nn.Sequential, images: Images, recipe: Recipe) -> None:
 
 
 def _decay(layers: list[nn.Linear], decays: tuple[float, ...]) -> Tensor:
-    terms = [d * m.weight.square().sum() / m.out_features for m, d in zip(layers, decays, strict=True)]
+    terms = [
+        d * m.weight.square().sum() / m.out_features for m, d in zip(layers, decays, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 
@@ -159,7 +161,7 @@ def _minimise(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     step = 0
     for _ in range(recipe.epochs):
-        for rows in torch.randperm(len(images.x)).split(_BATCH):
+        for rows in torch.split(torch.randperm(len(images.x)), _BATCH):
             optimizer.zero_grad()
             loss(images.x[rows], images.y[rows], step / steps).backward()  # type: ignore[no-untyped-call] # torch
             optimizer.step()
@@ -192,7 +194,8 @@ def answers(path: Path, x: Tensor) -> npt.NDArray[np.int64]:
     """Returns ONNX Runtime's answers [n]."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (scores,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    return np.asarray(scores).argmax(1)
+    found: npt.NDArray[np.int64] = np.asarray(scores).argmax(1)
+    return found
 
 
 def main() -> None:
