@@ -1,9 +1,9 @@
-"""The paper's method: box-constrained L-BFGS and a search over c (Szegedy et al. 2013, section 4.1).
+"""The paper's method: box-constrained L-BFGS and a search over c (Szegedy et al. 2013, 4.1).
 
-It minimises c ||r||^2 + loss(x + r) over the changes r that keep x + r in the box, where the loss is
-the cross-entropy to the class aimed at, and looks for the largest c whose minimiser still reaches
-that class. Inside the box a step of L-BFGS moves the entries that no end of the box holds, and is
-cut off at the box (projected quasi-Newton; Schmidt, Kim and Sra 2012).
+It minimises c ||r||^2 + loss(x + r) over the changes r that keep x + r in the box, with the
+cross-entropy to the class aimed at as the loss, and looks for the largest c whose minimiser still
+reaches that class. A step of L-BFGS moves the entries that no end of the box holds, and is cut off
+at the box (projected quasi-Newton methods; Schmidt, Kim and Sra 2012).
 
 All pairs of a probe and a class run in one batch without a barrier: each evaluation of the network
 serves every pair in its own phase, be it a trial of its line search or the first look at another c.
@@ -14,6 +14,7 @@ pairs turn at the same pace.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,10 +43,9 @@ CLOSE = 1.02
 """Ratio of the least c that failed to the largest that did not at which the search over c ends."""
 INNER = 0.2
 """Least distance of the next c from the ends of a bracket, as a share of it (of the logarithms)."""
-CHANGE = (1 / 50, 50)
-"""Largest change of c in one go."""
-RETREAT, ADVANCE = 0.9, 1.02
-"""Least change of c while only one end of the bracket is known."""
+GROWTH = (1.02, 50)
+"""Least and largest growth of c while none is known to fail; it falls by at least RETREAT."""
+RETREAT = 0.9
 TINY = 1e-30
 
 
@@ -115,7 +115,7 @@ class _Pairs:
         at: The current point.
         first: Excess of the probe itself, [k].
         c: Weight of ||r||^2, [k].
-        low, high: The largest c that reached the class (or 0), the least that did not (or inf), [k].
+        low, high: The largest c that reached the class, or 0; the least that failed, or inf, [k].
         reached: The minimiser for `low`.
         length: Length of the next trial, as a share of the quasi-Newton step, [k].
         gain: Decrease at the last trial, [k].
@@ -141,16 +141,14 @@ class _Pairs:
     y: Tensor
 
     def pick(self, chosen: Tensor) -> _Pairs:
-        """Returns some of the pairs."""
+        """Returns some of the pairs, int64 [k']."""
+        take = partial(torch.index_select, dim=0, index=chosen)
         return _Pairs(
-            *(part.index_select(0, chosen) for part in (self.rows, self.rival, self.lower, self.upper)),
-            self.at.pick(chosen),
-            *(part.index_select(0, chosen) for part in (self.first, self.c, self.low, self.high)),
-            self.reached.pick(chosen),
-            *(part.index_select(0, chosen) for part in (self.length, self.gain, self.steps, self.tries)),
-            self.s.index_select(1, chosen),
-            self.y.index_select(1, chosen),
-        )
+            take(self.rows), take(self.rival), take(self.lower), take(self.upper),
+            self.at.pick(chosen), take(self.first), take(self.c), take(self.low), take(self.high),
+            self.reached.pick(chosen), take(self.length), take(self.gain), take(self.steps),
+            take(self.tries), self.s.index_select(1, chosen), self.y.index_select(1, chosen),
+        )  # fmt: skip
 
     def slope(self) -> Tensor:
         """Returns the gradient of c ||r||^2 + loss, [k, d]."""
@@ -163,7 +161,7 @@ class _Pairs:
 
 
 def _begin(search: Search, rows: Tensor, rival: Tensor) -> _Pairs:
-    """Starts at the probes, with twice the overshoot that a linear loss needs: ||g||^2 / (4 loss)."""
+    """Starts at the probes; a linear loss falls to 0 halfway to the minimiser for the first c."""
     x = search.origin[rows]
     loss = search.cross_entropy(x, rows, rival)
     at = _Point(torch.zeros_like(x), loss.value, loss.gradient, loss.excess)
@@ -245,7 +243,8 @@ def _choose(pairs: _Pairs) -> Tensor:
     pairs.steps = torch.where(settled, 0, pairs.steps)
     pairs.tries = torch.where(settled, 0, pairs.tries)
     near = success & (-pairs.at.excess < NEAR * pairs.first)
-    return ~near & (pairs.high > CLOSE * pairs.low) & (c > TINY)
+    going: Tensor = ~near & (pairs.high > CLOSE * pairs.low) & (c > TINY)
+    return going
 
 
 def _settled(pairs: _Pairs) -> Tensor:
@@ -266,14 +265,13 @@ def _next(pairs: _Pairs) -> Tensor:
     times sigmoid(margin). As long as r and that gradient change little, c is in proportion to
     sigmoid(margin), which is 1/2 on the boundary. A bracket that is known bounds the guess.
     """
-    guess = pairs.c * (1 + torch.exp(-pairs.at.excess)) / 2
-    guess = torch.clamp(guess, CHANGE[0] * pairs.c, CHANGE[1] * pairs.c)
+    factor = (1 + torch.exp(-pairs.at.excess)) / 2
+    up, down = pairs.c * factor.clamp(*GROWTH), pairs.c * factor.clamp_max(RETREAT)
     ratio = pairs.high / pairs.low
-    inside = torch.clamp(guess, pairs.low * ratio**INNER, pairs.low * ratio ** (1 - INNER))
-    closed = (pairs.low > 0) & pairs.high.isfinite()
-    down, up = RETREAT * pairs.c, ADVANCE * pairs.c
-    opened = torch.where(pairs.low > 0, torch.maximum(guess, up), torch.minimum(guess, down))
-    return torch.where(closed, inside, opened)
+    least, most = pairs.low * ratio**INNER, pairs.low * ratio ** (1 - INNER)
+    inside = torch.minimum(torch.maximum(pairs.c * factor, least), most)
+    opened = torch.where(pairs.low > 0, up, down)
+    return torch.where((pairs.low > 0) & pairs.high.isfinite(), inside, opened)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
