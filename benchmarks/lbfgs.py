@@ -1,9 +1,9 @@
 """Our batched L-BFGS beside scipy's L-BFGS-B, one sample at a time, in the paper's method.
 
-Both minimise c ||r||^2 + cross-entropy to a target in the box, with the same first c, the same rule
-for the next c, the same end of the search over c and the same last stretch to the boundary: what
-differs is the minimiser, and that ours runs all samples at once. scipy runs twice: with its own
-stopping rule, and cut off after a few iterations for each c, the cheapest way to use it.
+Both minimise c ||r||^2 + the same cross-entropy to a target in the box, with the same first c, rule
+for the next c, end of the search over c and last stretch to the boundary: what differs is the
+minimiser, and that ours runs all samples at once. scipy runs twice: with its own stopping rule, and
+cut off after a few iterations for each c, the cheapest way to use it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Sample:
         shape: Shape of an input.
         origin: The input, [d].
         target: The class to be reached.
+        sharpness: Factor of the logits in the loss.
         distance: The least L2 distance of the points that reached it.
         best: The nearest of these points.
         spent: (forward + backward passes) / 2.
@@ -58,6 +59,7 @@ class Sample:
     origin: Floats
     target: int
     best: Floats
+    sharpness: float = 1.0
     distance: float = math.inf
     spent: float = 0.0
 
@@ -65,7 +67,7 @@ class Sample:
         """Returns the cross-entropy of a point and its gradient; keeps the point if it is good."""
         leaf = torch.from_numpy(x.astype(np.float32)).reshape(1, *self.shape).requires_grad_()
         scores = self.network(leaf)
-        loss = functional.cross_entropy(scores, torch.tensor([self.target]))
+        loss = functional.cross_entropy(self.sharpness * scores, torch.tensor([self.target]))
         (gradient,) = torch.autograd.grad(loss, leaf)
         self.spent += 1
         distance = float(np.linalg.norm(x - self.origin))
@@ -99,6 +101,7 @@ def by_scipy(sample: Sample, iterations: int, budget: int) -> float:
     """
     last = _BISECTIONS / 2
     first = sample.excess(sample.origin)
+    sample.sharpness = lbfgs.SHARPNESS / first
     loss, gradient = sample.loss(sample.origin)
     free = ~np.where(gradient > 0, sample.origin <= 0, sample.origin >= 1)
     c, low, high = float(gradient[free] @ gradient[free]) / (4 * loss), 0.0, math.inf
@@ -117,7 +120,7 @@ def by_scipy(sample: Sample, iterations: int, budget: int) -> float:
             high, x = c, reached if low else x
         if 0 <= -excess < lbfgs.NEAR * first:
             break
-        c = _next(c, excess, low, high)
+        c = _next(c, sample.sharpness * excess, low, high)
     return _to_boundary(sample)
 
 
@@ -126,7 +129,8 @@ def _next(c: float, excess: float, low: float, high: float) -> float:
     factor = (1 + math.exp(min(-excess, 50.0))) / 2
     if low and math.isfinite(high):
         ratio = high / low
-        return min(max(c * factor, low * ratio**lbfgs.INNER), low * ratio ** (1 - lbfgs.INNER))
+        least, most = low * ratio**lbfgs.INNER, low * ratio ** (1 - lbfgs.INNER)
+        return float(min(max(c * factor, least), most))
     if low:
         return c * min(max(factor, lbfgs.GROWTH[0]), lbfgs.GROWTH[1])
     return c * min(factor, lbfgs.RETREAT)

@@ -23,6 +23,8 @@ from onnx_auditors.distortion.search import Search
 
 RIVALS, RIVAL_BUDGET = 4, 60
 """Most classes that a probe is taken to, and the evaluations that one of them should have."""
+SHARPNESS = 100.0
+"""Excess of the probe itself in the loss, to which its logits are scaled."""
 MEMORY = 6
 """Pairs of differences that are kept."""
 CURVED = 1e-8
@@ -64,7 +66,7 @@ def lbfgs(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> None:
     if evaluations < 1:
         return
     pairs = _begin(search, rows.repeat_interleave(width), rivals[:, :width].reshape(-1))
-    for clock in range(evaluations - 1):
+    for clock in range(evaluations - 2):
         _try(search, pairs, _direction(pairs, clock), clock % MEMORY)
         going = _choose(pairs)
         if not bool(going.all()):
@@ -163,12 +165,13 @@ class _Pairs:
 def _begin(search: Search, rows: Tensor, rival: Tensor) -> _Pairs:
     """Starts at the probes; a linear loss falls to 0 halfway to the minimiser for the first c."""
     x = search.origin[rows]
-    loss = search.cross_entropy(x, rows, rival)
+    first = search.excess(search.scores(x, rows), rows).clamp_min(TINY)
+    loss = search.cross_entropy(x, rows, rival, SHARPNESS / first)
     at = _Point(torch.zeros_like(x), loss.value, loss.gradient, loss.excess)
     zero, count = torch.zeros_like(loss.value), torch.zeros_like(rows)
     memory = x.new_zeros(MEMORY, *x.shape)
     pairs = _Pairs(
-        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, loss.excess,
+        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, first,
         zero, zero, zero + torch.inf, at, zero + 1, zero, count, count, memory, memory.clone(),
     )  # fmt: skip
     reachable = loss.gradient * pairs.free(loss.gradient)
@@ -210,7 +213,7 @@ def _try(search: Search, pairs: _Pairs, direction: Tensor, slot: int) -> None:
     r = torch.addcmul(pairs.at.r, direction, pairs.length[:, None])
     r = torch.minimum(torch.maximum(r, pairs.lower), pairs.upper)
     x = search.clip(search.origin[pairs.rows] + r, pairs.rows)
-    loss = search.cross_entropy(x, pairs.rows, pairs.rival)
+    loss = search.cross_entropy(x, pairs.rows, pairs.rival, SHARPNESS / pairs.first)
     search.offer(x, pairs.rows, loss.excess < 0)
     s = r - pairs.at.r
     pairs.s[slot] = s
@@ -255,7 +258,9 @@ def _settled(pairs: _Pairs) -> Tensor:
     bracket = torch.where(pairs.low > 0, (pairs.high / pairs.low - 1).clamp_max(1), 1)
     flat = residual <= SETTLED * bracket * 2 * pairs.c * square.sqrt()
     idle = (pairs.tries == 0) & (pairs.gain < GAIN * pairs.c * square)
-    return flat | idle | (pairs.steps >= STEPS) | (pairs.tries >= TRIES)
+    over = (pairs.steps >= STEPS) | (pairs.tries >= TRIES)
+    settled: Tensor = flat | idle | over
+    return settled
 
 
 def _next(pairs: _Pairs) -> Tensor:
@@ -265,7 +270,7 @@ def _next(pairs: _Pairs) -> Tensor:
     times sigmoid(margin). As long as r and that gradient change little, c is in proportion to
     sigmoid(margin), which is 1/2 on the boundary. A bracket that is known bounds the guess.
     """
-    factor = (1 + torch.exp(-pairs.at.excess)) / 2
+    factor = (1 + torch.exp(-SHARPNESS * pairs.at.excess / pairs.first)) / 2
     up, down = pairs.c * factor.clamp(*GROWTH), pairs.c * factor.clamp_max(RETREAT)
     ratio = pairs.high / pairs.low
     least, most = pairs.low * ratio**INNER, pairs.low * ratio ** (1 - INNER)

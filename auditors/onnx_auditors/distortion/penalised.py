@@ -51,7 +51,7 @@ def _descend(search: Search, rows: Tensor, rival: Tensor, c: Tensor, steps: int)
     x, mean, square = origin, torch.zeros_like(origin), torch.zeros_like(origin)
     found = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(1, steps + 1):
-        loss = search.cross_entropy(x, rows, rival)
+        loss = search.cross_entropy(x, rows, rival, torch.ones_like(c))
         search.offer(x, rows, loss.excess < 0)
         found |= loss.excess < 0
         slope = loss.gradient + 2 * c[:, None] * (x - origin)

@@ -97,13 +97,13 @@ class Search:
         """
         return self._graded(self._margin, x, rows, rival)
 
-    def cross_entropy(self, x: Tensor, rows: Tensor, rival: Tensor) -> Margin:
+    def cross_entropy(self, x: Tensor, rows: Tensor, rival: Tensor, sharpness: Tensor) -> Margin:
         """Returns the cross-entropy of points [m, d] to a rival class [m]; costs like `margin`.
 
         Where targets are given all classes compete, else only the label and the rival do: then it
-        is log(1 + exp(z_label - z_rival)).
+        is log(1 + exp(z_label - z_rival)). Logits count times their row's sharpness [m].
         """
-        return self._graded(self._cross_entropy, x, rows, rival)
+        return self._graded(self._cross_entropy, x, rows, rival, sharpness)
 
     def excess(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Returns how far scores [m, classes] are from success, [m]; negative is success."""
@@ -150,24 +150,16 @@ class Search:
         self.best[rows[chosen]] = x[chosen]
 
     def _graded(
-        self,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        x: Tensor,
-        rows: Tensor,
-        rival: Tensor,
+        self, loss: Callable[..., Tensor], x: Tensor, rows: Tensor, *others: Tensor
     ) -> Margin:
         self.charge(rows, 1.0)
         self._tell(float(self.spent.max()))
         parts = []
-        for block, row, other in zip(
-            torch.split(x, _BLOCK_ROWS),
-            torch.split(rows, _BLOCK_ROWS),
-            torch.split(rival, _BLOCK_ROWS),
-            strict=True,
-        ):
+        columns = (torch.split(column, _BLOCK_ROWS) for column in (x, rows, *others))
+        for block, row, *rest in zip(*columns, strict=True):
             leaf = block.detach().requires_grad_()
             scores = self._logits(leaf.reshape(-1, *self.shape))
-            value = loss(scores, row, other)
+            value = loss(scores, row, *rest)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
             parts.append((value.detach(), gradient, self.excess(scores.detach(), row)))
         return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -178,7 +170,10 @@ class Search:
         right = scores.gather(1, self.labels[rows][:, None])
         return (right - scores.gather(1, rival[:, None])).squeeze(1)
 
-    def _cross_entropy(self, scores: Tensor, rows: Tensor, rival: Tensor) -> Tensor:
+    def _cross_entropy(
+        self, scores: Tensor, rows: Tensor, rival: Tensor, sharpness: Tensor
+    ) -> Tensor:
+        scores = sharpness[:, None] * scores
         if self.targets is not None:
             return functional.cross_entropy(scores, rival, reduction="none")
         return functional.softplus(self._margin(scores, rows, rival))
