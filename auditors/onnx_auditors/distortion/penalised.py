@@ -12,13 +12,13 @@ from torch import Tensor
 
 from onnx_auditors.distortion.search import Search
 
-ROUNDS, LEAST_STEPS = 9, 10
+ROUNDS, LEAST_STEPS = 9, 25
 """Rounds of the search over c at most, and the steps that each should have."""
-FIRST = 1.0
+FIRST = 0.1
 """The first c, for a box of width 1."""
 FACTOR = 10.0
 """Change of c while only one end of the bracket is known."""
-RATE = 0.01
+RATE = 0.03
 """Adam's rate, as a share of the box's mean width."""
 DECAY = (0.9, 0.999)
 """Adam's averages of the slope and of its square."""
