@@ -270,24 +270,26 @@ Attack = Callable[[Problem], Tensor]
 _COMMON: dict[str, Attack] = {
     "fab_all": lambda p: fab(p, 9),
     "fab_top3": lambda p: fab(p, 3),
-    "apgd_targeted": lambda p: apgd(p, 3),
     "pdpgd": pdpgd,
 }
 ATTACKS: dict[str, dict[str, Attack]] = {
     "l2": {
         "alma": lambda p: alma(p, None), "ddn": ddn, "deepfool": deepfool,
-        "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0), **_COMMON,
+        "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0),
+        "apgd_targeted": lambda p: apgd(p, 3), **_COMMON,
     },
-    "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1), "deepfool": deepfool,
-             **_COMMON},
+    "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1),
+             "apgd_targeted": lambda p: apgd(p, 3), "deepfool": deepfool, **_COMMON},
     "l1": {"fab": fab_untargeted, "alma": lambda p: alma(p, None),
-           "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0), **_COMMON},
+           "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0),
+           "apgd_targeted_l1": lambda p: apgd(p, 3), **_COMMON},
     "l0": {"sigma_zero": sigma_zero, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0), "vfga": vfga},
     "l2_targeted": {"alma": lambda p: alma(p, None), "ddn": ddn,
                     "pdgd": pdgd, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0)},
 }  # fmt: skip
 ONE_BUDGET = {
     "deepfool": 100, "super_deepfool": 100, "fab_top3": 100, "fab_all": 1000, "vfga": 1000,
+    "apgd_targeted_l1": 1000,
 }  # fmt: skip
 """Attacks that stop by themselves, or of which another form is better at the other budget."""
 SLOW: dict[str, dict[str, Attack]] = {
