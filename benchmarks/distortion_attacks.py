@@ -219,19 +219,23 @@ def brendel_bethge(p: Problem) -> Tensor:
 
 
 def carlini_wagner(p: Problem) -> Tensor:
-    """Carlini and Wagner's (2017) L2 attack, nine values of the constant."""
+    """Carlini and Wagner's (2017) L2 attack, four values of the constant."""
     from foolbox.attacks import L2CarliniWagnerAttack  # noqa: PLC0415
 
     model, criterion = _foolbox(p)
     attack = L2CarliniWagnerAttack(
-        binary_search_steps=9, steps=p.budget // 9 - 1, initial_const=1.0, abort_early=False
+        binary_search_steps=4,
+        steps=p.budget // 4 - 1,
+        stepsize=0.05,
+        initial_const=1.0,
+        abort_early=False,
     )
     found: Tensor = attack.run(model, p.x, criterion)
     return found
 
 
 def lbfgs(p: Problem) -> Tensor:
-    """The paper's method by scipy's L-BFGS-B, image by image: ten constants, warm starts."""
+    """The paper's method by scipy's L-BFGS-B, image by image: twenty constants, warm starts."""
     if p.targets is None:
         raise ValueError("the paper's method needs targets")
     return torch.stack([_lbfgs_one(p, x, t) for x, t in zip(p.x, p.targets, strict=True)])
@@ -246,9 +250,9 @@ def _lbfgs_one(p: Problem, x: Tensor, target: Tensor) -> Tensor:
         loss = functional.cross_entropy(p.model(leaf), target[None])
         loss = loss + c * (leaf - x).square().sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return float(loss), gradient.double().numpy().ravel()
+        return float(loss.detach()), gradient.double().numpy().ravel()
 
-    searches = 10
+    searches = 20
     low, high, best, point = 0.0, math.inf, x, x.double().numpy().ravel()
     c = 1.0
     for _ in range(searches):
