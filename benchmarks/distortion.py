@@ -229,8 +229,8 @@ def bare_passes(case: Case, rounds: int = 15) -> float:
     return float(np.median(times))
 
 
-def report(case: Case, norm: str, others: list[Found], ours: list[Ours]) -> None:
-    """Prints a model and norm: peers, ours, bars."""
+def report(case: Case, norm: str, others: list[Found], ours: list[Ours]) -> list[bool]:
+    """Prints a model and norm: peers, ours, bars; returns which bars are met."""
     known = np.stack([o.found.distance for o in ours] + [f.distance for f in others]).min(0)
     fair = [f for f in others if f.within and f.budget <= PEER_BUDGETS[-1]]
     best = np.stack([f.distance for f in fair]).min(0) if fair else known
@@ -243,6 +243,7 @@ def report(case: Case, norm: str, others: list[Found], ours: list[Ours]) -> None
             print(f"  {f.name + '@' + str(budget):20} ratio {f.ratio(best):.4f}, "
                   f"mean {_mean(f.distance):.4f}, found {np.isfinite(f.distance).sum()}"
                   f"/{f.seen}, CPU {f.seconds:.2f} s")  # fmt: skip
+    bars = []
     for o in ours:
         f, optimal = o.found, _optimality(o.found.distance, known)
         print(f"  {'ours@' + str(f.budget):20} ratio {f.ratio(best):.4f}, "
@@ -251,7 +252,9 @@ def report(case: Case, norm: str, others: list[Found], ours: list[Ours]) -> None
               f"ONNX Runtime confirms {100 * o.confirmed:.0f} %, "
               f"{o.overhead:.2f} bare passes an evaluation")  # fmt: skip
         for text, met in _bars(case, f, optimal, best, fair):
-            print(f"    {'met   ' if met else 'MISSED'} {text}")
+            print(f"    {'met   ' if met else 'MISSED'} {text}", flush=True)
+            bars.append(met)
+    return bars
 
 
 def _bars(
@@ -307,6 +310,7 @@ def main() -> None:
     norms = options.norms.split(",")
     if not options.peers_python:
         print("no python for the peers (--peers-python): what they found before counts")
+    bars = []
     for name in options.models.split(","):
         case = open_case(name, options.samples, options.trained)
         if options.peers_python:
@@ -314,7 +318,10 @@ def main() -> None:
         bare = bare_passes(case)
         for norm in norms if budgets else ():
             others = peers_found(case, norm, options.folder / name)
-            report(case, norm, others, [run_ours(case, norm, b, bare) for b in budgets])
+            ours = [run_ours(case, norm, b, bare) for b in budgets]
+            bars += report(case, norm, others, ours)
+    if bars:
+        print(f"\n{sum(bars)} of {len(bars)} bars met")
 
 
 if __name__ == "__main__":
