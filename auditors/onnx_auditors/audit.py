@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 from onnx_audit import v1
 from onnx_auditors.auditor import Progress
 from onnx_auditors.context import Context
-from onnx_auditors.network.parity import require
+from onnx_auditors.network import require
+from onnx_auditors.network.outputs import Column
 from onnx_auditors.provenance import provenance
 from onnx_auditors.registry import AUDITORS, NAMES
 
@@ -39,19 +40,41 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
 
 def plan_warnings(context: Context) -> list[v1.ReportWarning]:
     """Says what a reader must know of the network, whichever auditors run."""
-    if not context.network.surrogate:
-        return []
-    return [
-        v1.ReportWarning(
-            code="SURROGATE_GRADIENTS",
-            message=(
-                "the model rounds inside (quantised, or with Round, Sign, Floor or the like), "
-                "where true gradients are zero; the search used surrogate gradients that pass "
-                "straight through the rounding. Every counted example is confirmed on the model "
-                "itself, but smaller ones may have been missed"
-            ),
+    found = []
+    if context.network.surrogate:
+        found.append(_SURROGATE)
+    if context.network.column is Column.LOGIT:
+        found.append(_single_score(context))
+    return found
+
+
+_SURROGATE = v1.ReportWarning(
+    code="SURROGATE_GRADIENTS",
+    message=(
+        "the model rounds inside (quantised, or with Round, Sign, Floor or the like), "
+        "where true gradients are zero; the search used surrogate gradients that pass "
+        "straight through the rounding. Every counted example is confirmed on the model "
+        "itself, but smaller ones may have been missed"
+    ),
+)
+
+
+def _single_score(context: Context) -> v1.ReportWarning:
+    """Says that one score per sample was taken for a logit, and what speaks for and against it."""
+    low, high = context.output_range()
+    message = (
+        f"output '{context.network.output}' is one score per sample and no sigmoid's: it was read "
+        "as a logit of two classes, class 1 where it is above 0. On the first probes it is between "
+        f"{low:.3g} and {high:.3g}"
+    )
+    if low >= 0 and high <= 1:
+        message += (
+            "; that looks like a probability, whose boundary is at 0.5: then the figures say "
+            "nothing about the model, and it has to be exported with its sigmoid as the last node"
         )
-    ]
+    else:
+        message += "; of a regression or of a score with another threshold the figures say nothing"
+    return v1.ReportWarning(code="SINGLE_SCORE_READ_AS_LOGIT", message=message)
 
 
 def run_shard(

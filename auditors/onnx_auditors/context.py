@@ -14,10 +14,11 @@ from torch import Tensor
 
 from onnx_audit import v1
 from onnx_auditors import input_spec, probes
-from onnx_auditors.errors import ModelFailed, ProbesDoNotFit
+from onnx_auditors.errors import InvalidModel, ModelFailed, ProbesDoNotFit
 from onnx_auditors.input_map import InputMap
 from onnx_auditors.network import Limits, Network, Session, load
 from onnx_auditors.network.parity import parity
+from onnx_auditors.network.session import check_opset
 
 _THREADS = 2
 _LEAST_CLASSES = 2
@@ -83,10 +84,18 @@ class Context:
 
     def parity(self) -> v1.Parity:
         """Compares the network with ONNX Runtime on the first probes."""
+        return parity(self.network, self.session, self._first_fed())
+
+    def output_range(self) -> tuple[float, float]:
+        """Returns the ends of what ONNX Runtime's output takes on the first probes."""
+        table = self.session.table(self._first_fed())
+        return float(table.min()), float(table.max())
+
+    def _first_fed(self) -> npt.NDArray[np.float32]:
         rows = np.arange(min(_PARITY_PROBES, self.summary.count))
         with torch.no_grad():
             x = self.input_map(torch.from_numpy(self.inputs(rows)).to(self.device))
-        return parity(self.network, self.session, x.cpu().numpy())
+        return x.cpu().numpy()
 
 
 def open_context(
@@ -119,6 +128,7 @@ def open_context(
     fix_numerics(threads)
     summary = probes.summarize(probes_path, _digest(Path(probes_path)))
     network = load(model_path, device, limits)
+    check_opset(network.summary.opset)
     filled, notes = input_spec.resolve(spec or v1.InputSpec(), network.summary, summary)
     if min(network.input.shape[1:]) < 1:
         shape = input_spec.sample_shape(filled, network.summary, summary)
@@ -126,7 +136,12 @@ def open_context(
     context = Context(
         network=network,
         session=Session(
-            model_path, device, threads, output=network.output, classes=network.classes
+            model_path,
+            device,
+            threads,
+            output=network.output,
+            classes=network.classes,
+            column=network.column,
         ),
         input_map=InputMap(filled, network.summary, summary, device),
         probes=probes.open_probes(probes_path),
@@ -158,9 +173,10 @@ def _digest(path: Path) -> str:
 def _check_classes(context: Context) -> None:
     classes = context.network.classes
     if classes < _LEAST_CLASSES:
-        raise ProbesDoNotFit(
-            f"output '{context.network.output}' has {classes} class scores per sample; expected at "
-            f"least {_LEAST_CLASSES}"
+        raise InvalidModel(
+            f"output '{context.network.output}' is a choice from a single class, so no input can "
+            f"change it; expected at least {_LEAST_CLASSES} classes, or one score per sample that "
+            "no softmax makes 1"
         )
     if context.summary.has_labels and context.summary.max_label >= classes:
         raise ProbesDoNotFit(

@@ -17,6 +17,7 @@ _LAYOUT_NAMES = {v1.LAYOUT_FLAT: "FLAT", v1.LAYOUT_CHW: "CHW", v1.LAYOUT_HWC: "H
 _IMAGES = (v1.LAYOUT_CHW, v1.LAYOUT_HWC)
 _COMMON_CHANNELS = (1, 3, 4)
 _UINT8_MAX = 255.0
+_LEAST_CLASSES = 2
 _MATRIX, _IMAGE = 2, 3
 _FLAT_PAIR: _Pair = (v1.LAYOUT_FLAT, v1.LAYOUT_FLAT)
 
@@ -259,11 +260,13 @@ def _spread(values: Sequence[float], count: int) -> list[float]:
 
 
 def _check_labels(model: v1.ModelSummary, probes: v1.ProbeSummary) -> None:
-    if not probes.has_labels or not model.outputs:
+    """Refuses labels beyond the classes where the file says plainly how many there are."""
+    if not probes.has_labels or len(model.outputs) != 1 or "int" in model.outputs[0].dtype:
         return
     shape = list(model.outputs[0].shape)[1:]
-    if len(shape) and all(size > 0 for size in shape) and probes.max_label >= math.prod(shape):
+    classes = max(math.prod(shape), _LEAST_CLASSES)  # one score is read as two classes
+    if len(shape) and all(size > 0 for size in shape) and probes.max_label >= classes:
         raise ProbesDoNotFit(
-            f"labels reach {probes.max_label}, but the model has {math.prod(shape)} classes; "
-            "labels count from 0"
+            f"labels reach {probes.max_label}, but the model has {classes} classes; labels count "
+            "from 0"
         )

@@ -131,6 +131,22 @@ def test_labels_beyond_the_classes() -> None:
         resolve(v1.InputSpec(), model(7), probes(7, has_labels=True, max_label=10))
 
 
+def test_labels_where_the_file_does_not_say_how_many_classes() -> None:
+    """One score is two classes; of labels, and of several outputs, the file says nothing here."""
+    two = probes(7, has_labels=True, max_label=1)
+    three = probes(7, has_labels=True, max_label=2)
+    single = model(7, classes=1)
+    resolve(v1.InputSpec(), single, two)
+    with pytest.raises(ProbesDoNotFit, match=r"labels reach 2.*2 classes"):
+        resolve(v1.InputSpec(), single, three)
+    labels = model(7, classes=1)
+    labels.outputs[0].dtype = "int64"
+    resolve(v1.InputSpec(), labels, three)
+    several = model(7, classes=1)
+    several.outputs.add(name="scores", dtype="float", shape=[1, 10])
+    resolve(v1.InputSpec(), several, three)
+
+
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 
 

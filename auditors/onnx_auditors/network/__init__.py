@@ -3,7 +3,8 @@
 from onnx_auditors.network.heads import fit_linear_head
 from onnx_auditors.network.layers import Layer
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.network import Network, load
+from onnx_auditors.network.loading import load
+from onnx_auditors.network.network import Network
 from onnx_auditors.network.parity import parity, require
 from onnx_auditors.network.session import Session
 

@@ -134,7 +134,7 @@ def scan(
 ) -> dict[str, Value]:
     """Runs its body over slices of its inputs and stacks what each turn yields."""
     if walker.binder.opset < _SCAN_OPSET:
-        raise Refused(f"its meaning before opset {_SCAN_OPSET} is not covered")
+        return _scan_of_batch(walker, proto, inputs, scope, prefix)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
     body, count = attributes["body"], attributes["num_scan_inputs"]
     values = [v for v in inputs if v is not None]
@@ -144,29 +144,99 @@ def scan(
         attributes.get("scan_input_axes", [0] * count), slid, strict=True)]  # fmt: skip
     backwards = attributes.get("scan_input_directions", [0] * count)
     turns = slid[0].shape[axes[0]]
-    yielded: list[list[Value]] = [[] for _ in range(columns)]
+    inner = f"{prefix}{proto.output[0]}/"
+    slices = list(zip(slid, axes, backwards, strict=True))
+    outputs, yielded = _turns(walker, proto, scope, inner, state, slices, turns)
+    out_axes = attributes.get("scan_output_axes", [0] * columns)
+    reversed_ = attributes.get("scan_output_directions", [0] * columns)
+    for i, column in enumerate(yielded):
+        name = prefix + (proto.output[len(state) + i] or f"{proto.output[0]}/yield{i}")
+        ordered = column[::-1] if reversed_[i] else column
+        outputs.append(_apply(walker, proto, _stacker(out_axes[i]), ordered, name))
+    return _rename(walker, proto.output, outputs, prefix)
+
+
+def _turns(
+    walker: Walker,
+    proto: onnx.NodeProto,
+    scope: dict[str, Value],
+    prefix: str,
+    state: list[Value],
+    slices: Sequence[tuple[Value, int, int]],
+    turns: int,
+) -> tuple[list[Value], list[list[Value]]]:
+    """Returns a scan's last state, and what its turns yield, for each output of the body.
+
+    Args:
+        walker: The walk.
+        proto: The node.
+        scope: Values by the names that the body knows them by.
+        prefix: What to put before a name to make it unique.
+        state: The first state.
+        slices: Scanned values with their axes, and whether they are read from the end.
+        turns: Number of turns.
+    """
+    body = next(a.g for a in proto.attribute if a.name == "body")
+    if turns == 0:
+        raise Refused("it runs over an axis of size 0")
+    yielded: list[list[Value]] = [[] for _ in range(len(body.output) - len(state))]
     for turn in range(turns):
         _check_turns(walker, turn)
-        inner = f"{prefix}{proto.output[0]}/{turn}/"
+        inner = f"{prefix}{turn}/"
         given = []
-        for i, (value, axis) in enumerate(zip(slid, axes, strict=True)):
-            position = turns - 1 - turn if backwards[i] else turn
-            pick = _picker(axis, position)
+        for i, (value, axis, backwards) in enumerate(slices):
+            pick = _picker(axis, turns - 1 - turn if backwards else turn)
             given.append(_apply(walker, proto, pick, [value], f"{inner}slice{i}"))
         results = _inline(walker, body, scope, [*state, *given], inner)
         state = results[: len(state)]
         for column, value in zip(yielded, results[len(state) :], strict=True):
             column.append(value)
-    out_axes = attributes.get("scan_output_axes", [0] * columns)
-    reversed_ = attributes.get("scan_output_directions", [0] * columns)
-    outputs = list(state)
-    for i, column in enumerate(yielded):
-        name = prefix + (proto.output[len(state) + i] or f"{proto.output[0]}/yield{i}")
-        if not column:
-            raise Refused("it runs over an axis of size 0")
-        ordered = column[::-1] if reversed_[i] else column
-        outputs.append(_apply(walker, proto, _stacker(out_axes[i]), ordered, name))
+    return list(state), yielded
+
+
+def _scan_of_batch(
+    walker: Walker,
+    proto: onnx.NodeProto,
+    inputs: Sequence[Value | None],
+    scope: dict[str, Value],
+    prefix: str,
+) -> dict[str, Value]:
+    """A scan of opset 8: sample by sample over the second axis, up to a length for each sample.
+
+    What lies beyond a sample's length is 0, as in ONNX Runtime.
+    """
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
+    count, values = attributes["num_scan_inputs"], [v for v in inputs[1:] if v is not None]
+    state, slid = values[: len(values) - count], values[len(values) - count :]
+    backwards = attributes.get("directions", [0] * count)
+    batch, longest = slid[0].shape[:2]
+    lengths = [longest] * batch
+    if inputs[0] is not None:
+        lengths = [int(n) for n in _known(inputs[0], "the length of its sequences").tolist()]
+    samples: list[list[Value]] = []
+    for b, length in enumerate(lengths):
+        inner = f"{prefix}{proto.output[0]}/sample{b}/"
+        pick = _picker(0, b)
+        own = [_apply(walker, proto, pick, [v], f"{inner}in{i}") for i, v in enumerate(values)]
+        slices = [(v, 0, back) for v, back in zip(own[len(state) :], backwards, strict=True)]
+        last, yielded = _turns(walker, proto, scope, inner, own[: len(state)], slices, length)
+        fill = _filler(longest - length)
+        stacked = [_apply(walker, proto, fill, c, f"{inner}y{i}") for i, c in enumerate(yielded)]
+        samples.append([*last, *stacked])
+    names = [prefix + (n or f"{proto.output[0]}/out{i}") for i, n in enumerate(proto.output)]
+    outputs = [
+        _apply(walker, proto, _stack, list(column), name)
+        for name, column in zip(names, zip(*samples, strict=True), strict=False)
+    ]
     return _rename(walker, proto.output, outputs, prefix)
+
+
+def _filler(missing: int) -> Callable[..., Tensor]:
+    def stack(*tensors: Tensor) -> Tensor:
+        x = torch.stack(tensors)
+        return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+
+    return stack
 
 
 def _picker(axis: int, position: int) -> Callable[[Tensor], Tensor]:

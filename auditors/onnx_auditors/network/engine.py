@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
-from onnx_auditors.network.batching import NotBatchwise, rewrite
+from onnx_auditors.network.batch_rules import NotBatchwise
+from onnx_auditors.network.batching import rewrite
 from onnx_auditors.network.lowering import lower
 from onnx_auditors.network.node import Value
 from onnx_auditors.network.plan import Binder, Plan

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from onnx_auditors.errors import InvalidModel, ProbesDoNotFit
-from onnx_auditors.network.network import Network, load
+from onnx_auditors.network.loading import load
+from onnx_auditors.network.network import Network
 from onnx_auditors.network.outputs import FLOATS
 
 OUTPUT = "linear_head"

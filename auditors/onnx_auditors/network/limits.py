@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import onnx
+import onnx.helper
+
+from onnx_auditors.errors import InvalidModel, LimitExceeded
+
 _GIB = 2**30
 
 
@@ -13,7 +18,7 @@ class Limits:
 
     Attributes:
         max_model_bytes: Size of the ONNX file itself; protobuf ends at 2 GiB.
-        max_nodes: Nodes, with subgraphs, and with local functions written out.
+        max_nodes: Nodes, with subgraphs, and with functions written out.
         max_subgraph_depth: Nesting of subgraphs.
         max_dimension: Largest size of one axis.
         max_initializer_bytes: Stored weights, external data included.
@@ -30,3 +35,26 @@ class Limits:
     max_steps: int = 200_000
     max_iterations: int = 10_000
     max_value_bytes: int = 4 * _GIB
+
+
+def too_large(what: str, found: int, allowed: int) -> LimitExceeded:
+    """Returns the error for a figure beyond its limit."""
+    return LimitExceeded(f"{found:,} {what}; at most {allowed:,} are accepted")
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """Returns the size of a tensor's content from its shape and element type.
+
+    Raises:
+        InvalidModel: There is no such element type.
+    """
+    elements = 1
+    for size in tensor.dims:
+        elements *= size
+    try:
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError as error:
+        raise InvalidModel(
+            f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}"
+        ) from error
+    return elements * width

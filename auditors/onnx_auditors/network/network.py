@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import onnx
@@ -18,69 +16,16 @@ from onnx_auditors.errors import AuditError, InvalidModel, UnsupportedOperator
 from onnx_auditors.network.engine import Engine, Signature
 from onnx_auditors.network.layers import Layer, layers_of
 from onnx_auditors.network.limits import Limits
-from onnx_auditors.network.node import Refused, Value, output_dtype, to_dtype, to_torch
-from onnx_auditors.network.outputs import choose_output, find_logits
-from onnx_auditors.network.plan import Binder, Plan, UnknownShape, check_operators
-from onnx_auditors.network.reading import (
-    ModelFile,
-    Prepared,
-    prepare,
-    read,
-    standard_opset,
-    walk,
-)
+from onnx_auditors.network.node import Refused, Value, output_dtype, to_torch
+from onnx_auditors.network.outputs import Answer, Column, find_answer
+from onnx_auditors.network.plan import Binder, Plan, UnknownShape
+from onnx_auditors.network.preparing import Prepared
+from onnx_auditors.network.reading import ModelFile, standard_opset, walk
 from onnx_auditors.network.registry import find
+from onnx_auditors.network.signatures import Inputs
 
 _HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 _TRIAL_BATCH = 2
-_NEWEST_OPSET = 28
-
-
-def load(
-    source: str | Path | bytes | onnx.ModelProto,
-    device: str | torch.device = "cpu",
-    limits: Limits | None = None,
-    *,
-    floating: torch.dtype = torch.float32,
-    sample_shape: Sequence[int] | None = None,
-    output: str | None = None,
-) -> Network:
-    """Forms the network of a model.
-
-    Args:
-        source: A path, the bytes of a file without external data, or a parsed model.
-        device: Where it computes.
-        limits: What the model may cost.
-        floating: Dtype in which half and single precision are computed.
-        sample_shape: Shape of one sample without the batch axis, for models that leave it open.
-        output: Name of the output with the class scores, for models where that is not plain.
-
-    Raises:
-        UnsupportedOperator: Nodes that cannot be made differentiable; lists them all.
-        InvalidModel: Not a readable ONNX file, or one that breaks ONNX's rules; or no output of
-            the given name.
-        LimitExceeded: Larger than the limits allow.
-    """
-    limits = limits or Limits()
-    file = read(source, limits)
-    opset = standard_opset(file.proto)
-    if opset > _NEWEST_OPSET:
-        raise UnsupportedOperator(
-            f"opset {opset} is newer than {_NEWEST_OPSET}; export the model with an older opset"
-        )
-    if not file.proto.functions:
-        check_operators(file.proto.graph, opset)
-    prepared = prepare(file.proto)
-    check_operators(prepared.proto.graph, opset)
-    return Network(
-        file,
-        prepared,
-        torch.device(device),
-        limits,
-        floating=floating,
-        sample_shape=sample_shape,
-        output=output,
-    )
 
 
 class Network(nn.Module):
@@ -88,22 +33,19 @@ class Network(nn.Module):
 
     `network(x)` gives logits: a softmax, log-softmax or sigmoid at the end of the graph is left
     out, so that gradients do not vanish where the model is sure; from labels it goes back to the
-    scores that they were picked from. A model with a fixed batch takes any batch. A model with
+    scores that they were picked from. One score z per sample is read as two classes with the logits
+    (0, z); see `column`. A model with a fixed batch takes any batch. A model with
     integer inputs takes floats of the same range, as leaves of gradients, or integers.
 
     Attributes:
         summary: What the file says of itself.
         original: The model as uploaded, with external data filled in.
         half_precision: Whether the model stores weights in half precision.
-        output: Name of the output that the model's answer is read from; empty if there is none.
-        logits: Name of the value that `network(x)` returns.
     """
 
     summary: v1.ModelSummary
     original: onnx.ModelProto
     half_precision: bool
-    output: str
-    logits: str
 
     def __init__(
         self,
@@ -122,21 +64,17 @@ class Network(nn.Module):
         self.original = file.proto
         self.half_precision = any(t.data_type in _HALF for t in file.proto.graph.initializer)
         self._graph = prepared.proto.graph
-        self._floating = floating
+        self._inputs = Inputs(summary.inputs, floating, sample_shape)
         self._binder = Binder(self._graph, standard_opset(prepared.proto), floating, limits)
         self._names: dict[str, str] = {}
         for i, (name, tensor) in enumerate(prepared.weights.items()):
             self._names[name] = f"weight_{i}"
             self.register_buffer(f"weight_{i}", _stored(tensor, floating).to(device))
         self._engine = self._new_engine(device)
-        self._engine.batch = self._declared_batch()
+        self._engine.batch = self._inputs.declared_batch()
         self._runs: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
-        self._sample_shape = sample_shape
-        self._classes = 0
         self._unfit: AuditError | None = None
-        self.output = self.logits = ""
-        known = all(size > 0 for info in summary.inputs for size in self._shape(info, 1))
-        self._look(self._trial() if known else {}, output)
+        self._answer = self._look(self._trial() if self._inputs.known else {}, output)
 
     @property
     def input(self) -> v1.TensorInfo:
@@ -151,6 +89,21 @@ class Network(nn.Module):
         return self.summary.inputs[0]
 
     @property
+    def output(self) -> str:
+        """Name of the output that the model's answer is read from; empty if there is none."""
+        return self._answer.output
+
+    @property
+    def logits(self) -> str:
+        """Name of the value that `network(x)` is made of."""
+        return self._answer.logits
+
+    @property
+    def column(self) -> Column | None:
+        """What the output means where it is one score per sample; None where it is a row."""
+        return self._answer.column
+
+    @property
     def classes(self) -> int:
         """Number of classes.
 
@@ -160,12 +113,12 @@ class Network(nn.Module):
         """
         if self._unfit is not None:
             raise self._unfit
-        if not self._classes:
+        if not self._answer.classes:
             raise InvalidModel(
                 f"input '{self.input.name}' has the open shape {list(self.input.shape)}: load the "
                 "model with a sample shape to know its classes"
             )
-        return self._classes
+        return self._answer.classes
 
     @property
     def device(self) -> torch.device:
@@ -212,10 +165,10 @@ class Network(nn.Module):
         run = self._runs.get((tuple(x.shape), x.dtype))
         if run is None:
             run = self._prepare(x)
-        return run(x)[0].reshape(x.shape[0], -1)
+        return self._class_scores(run(x)[0], x.shape[0])
 
     def graph(self, x: Tensor) -> fx.GraphModule:
-        """Returns the torch.fx graph of the logits for batches like x: (x) -> (logits,).
+        """Returns the torch.fx graph of the value `logits` for batches like x: (x) -> (logits,).
 
         For `torch.export`, CUDA graphs and those who look into graphs. Its nodes carry the model's
         nodes as `meta["onnx"]`, except where the model has to be mapped over its own fixed batch:
@@ -257,7 +210,7 @@ class Network(nn.Module):
         """
         names = [output.name for output in self._graph.output]
         types = {o.name: o.type.tensor_type.elem_type for o in self._graph.output}
-        if self._as_declared(inputs):
+        if self._inputs.are_as_declared(inputs, self._engine.batch):
             results = self._evaluate(inputs, names)
         else:
             rows = len(next(iter(inputs.values())))
@@ -288,9 +241,9 @@ class Network(nn.Module):
         Raises:
             InvalidModel: A path leads around the value.
         """
-        signature = self._signature_at(self._engine.batch or len(h))
+        signature = self._inputs.signature_at(self._engine.batch or len(h))
         (scores,) = self._engine.run(signature, len(h), {name: h}, (self.logits,))
-        return scores.reshape(len(h), -1)
+        return self._class_scores(scores, len(h))
 
     def value_names(self) -> list[str]:
         """Returns the names of all values that are read or put out, in topological order."""
@@ -309,16 +262,12 @@ class Network(nn.Module):
         weights = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
         return Engine(self._binder, weights, device)
 
-    def _declared_batch(self) -> int | None:
-        """Returns the batch that the file fixes; None where it is open."""
-        sizes = {info.shape[0] for info in self.summary.inputs if info.shape}
-        return max(sizes) if sizes and min(sizes) > 0 else None
-
-    def _shape(self, info: v1.TensorInfo, batch: int) -> tuple[int, ...]:
-        declared = tuple(info.shape)
-        sample = declared[1:] if self._sample_shape is None else tuple(self._sample_shape)
-        first = declared[:1] if declared[:1] > (0,) else (batch,)
-        return (*first, *sample) if declared else ()
+    def _class_scores(self, found: Tensor, rows: int) -> Tensor:
+        """Returns the logits [n, classes] of the value that they are made of."""
+        scores = found.reshape(rows, -1)
+        if self._answer.column is None:
+            return scores
+        return torch.cat([torch.zeros_like(scores), scores - self._answer.boundary], 1)
 
     def _trial(self) -> dict[str, Value]:
         """Binds once, so that all that is not covered is refused now; returns what is known.
@@ -329,34 +278,31 @@ class Network(nn.Module):
         engine = self._engine
         batch = engine.batch or _TRIAL_BATCH
         try:
-            plan = engine.plan(self._signature_at(batch))
+            plan = engine.plan(self._inputs.signature_at(batch))
         except UnknownShape:
             engine.static = False
-            return engine.sample(self._signature_at(batch))
+            return engine.sample(self._inputs.signature_at(batch))
         except InvalidModel:
             if engine.batch is not None:
                 raise
             engine.batch = 1
-            return engine.plan(self._signature_at(1)).values
+            return engine.plan(self._inputs.signature_at(1)).values
         outputs = [plan.shape(output.name) for output in self._graph.output]
         if engine.batch is None and not any(shape[:1] == (batch,) for shape in outputs):
             engine.batch = 1
-            plan = engine.plan(self._signature_at(1))
+            plan = engine.plan(self._inputs.signature_at(1))
         return plan.values
 
-    def _look(self, values: Mapping[str, Value], wanted: str | None) -> None:
-        """Finds output, logits and classes."""
+    def _look(self, values: Mapping[str, Value], wanted: str | None) -> Answer:
+        """Finds output, logits and classes; keeps why it cannot."""
         batch = self._engine.batch or _TRIAL_BATCH
         try:
-            self.output = choose_output(self.summary.outputs, values, batch, wanted)
-            self.logits = self.output
-            if self.output in values:
-                self.logits = find_logits(self._graph, self.output, values)
-                self._classes = math.prod(values[self.logits].shape) // batch
+            return find_answer(self._graph, self.summary.outputs, values, batch, wanted)
         except InvalidModel as error:
             if wanted is not None:
                 raise
             self._unfit = error
+            return Answer()
 
     def _prepare(self, x: Tensor) -> Callable[..., tuple[Tensor, ...]]:
         """Returns the function from inputs like x to the logits, and keeps it."""
@@ -367,73 +313,15 @@ class Network(nn.Module):
         self._runs[tuple(x.shape), x.dtype] = run
         return run
 
-    def _input_dtype(self, info: v1.TensorInfo, given: torch.dtype | None = None) -> torch.dtype:
-        """Returns the dtype in which an input is computed with.
-
-        Floats given for integers stay floats: they are leaves of gradients.
-        """
-        element_type = onnx.TensorProto.DataType.Value(info.dtype.upper())
-        try:
-            declared = to_dtype(element_type, self._floating)
-        except Refused as reason:
-            raise UnsupportedOperator(f"input '{info.name}': {reason}") from reason
-        if given is None or declared.is_floating_point or not given.is_floating_point:
-            return declared
-        return self._floating
-
     def _signature(self, given: Mapping[str, Tensor]) -> Signature:
-        """Returns the signature of inputs of the graph, at the fixed batch if there is one."""
-        signature = []
-        for info in self.summary.inputs:
-            if info.name not in given:
-                raise InvalidModel(f"input '{info.name}' is missing")
-            x = given[info.name]
-            batch = self._engine.batch
-            shape = tuple(x.shape) if batch is None else (batch, *x.shape[1:])
-            signature.append((info.name, shape, self._input_dtype(info, x.dtype)))
-        return tuple(signature)
-
-    def _signature_at(self, batch: int) -> Signature:
-        """Returns the signature of a batch as declared.
-
-        Raises:
-            InvalidModel: The file leaves shapes open.
-        """
-        signature = []
-        for info in self.summary.inputs:
-            shape = self._shape(info, batch)
-            if any(size < 0 for size in shape):
-                raise InvalidModel(
-                    f"input '{info.name}' has the open shape {list(info.shape)}: load the model "
-                    "with a sample shape"
-                )
-            signature.append((info.name, shape, self._input_dtype(info)))
-        return tuple(signature)
+        return self._inputs.signature(given, self._engine.batch)
 
     def _plan_at(self, batch: int) -> Plan:
-        return self._engine.plan(self._signature_at(batch))
-
-    def _as_declared(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Says whether the inputs have the shapes that the graph computes with, batch and all."""
-        fixed = self._engine.batch
-        for info in self.summary.inputs:
-            shape = tuple(inputs[info.name].shape) if info.name in inputs else ()
-            if not info.shape or info.name not in inputs:
-                continue
-            declared = (fixed or info.shape[0], *info.shape[1:])
-            if len(inputs) > 1:
-                declared = tuple(info.shape)
-            if not all(size in {-1, n} for size, n in zip(declared, shape, strict=False)):
-                return False
-        return True
+        return self._engine.plan(self._inputs.signature_at(batch))
 
     def _evaluate(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> Sequence[Tensor]:
         """Runs the plan of these shapes; where there is none, computes node by node."""
-        infos = {info.name: info for info in self.summary.inputs}
-        signature = tuple(
-            (name, tuple(x.shape), self._input_dtype(infos[name], x.dtype))
-            for name, x in inputs.items()
-        )
+        signature = self._inputs.exact_signature(inputs)
         try:
             return self._engine.direct(signature, inputs, names)
         except UnknownShape:

@@ -21,6 +21,7 @@ import torch
 from onnx_audit import v1
 from onnx_auditors.errors import AuditError, ParityFailed
 from onnx_auditors.network.network import Network
+from onnx_auditors.network.outputs import Column, two_classes
 from onnx_auditors.network.plan import Plan, Step
 from onnx_auditors.network.session import Session, debug_model
 
@@ -52,21 +53,23 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
     Raises:
         ModelFailed: ONNX Runtime reports an error.
     """
-    reference = session.run(inputs)
+    reference = session.table(inputs)
     as_it_stands = Session(
         network.original.SerializeToString(),
         threads=session.threads,
         output=session.output,
         classes=reference.shape[1],
         optimized=False,
-    ).run(inputs)
+    ).table(inputs)
     inside = [
         _Inside.compare(network, session.threads, inputs[:rows])
         for rows in sorted({1, min(_ROWS, len(inputs))})
     ]
     own = _relative(as_it_stands, reference)
     allowed = max(_floor(network) + FACTOR * own, *(look.step for look in inside))
-    result = compare(_scores(network, inputs, reference.shape[1]), reference, allowed)
+    result = compare(
+        _scores(network, inputs, reference.shape[1]), reference, allowed, session.column
+    )
     divergent = next((look.divergent for look in inside if look.divergent), "")
     if divergent or not result.passed:
         result.passed = False
@@ -76,9 +79,12 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
 
 
 def compare(
-    found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], allowed: float
+    found: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.float32],
+    allowed: float,
+    column: Column | None = None,
 ) -> v1.Parity:
-    """Compares two tables of class scores, [n, classes] each."""
+    """Compares two tables of class scores, [n, classes] each, or [n, 1] read as two classes."""
     if found.shape != reference.shape:
         return v1.Parity(
             probe_count=len(reference),
@@ -87,12 +93,13 @@ def compare(
             max_relative_difference=math.inf,
         )
     relative = _relative(found, reference)
+    labels = [two_classes(table, column).argmax(1) for table in (found, reference)]
     return v1.Parity(
         probe_count=len(reference),
         max_absolute_difference=float(np.abs(_difference(found, reference)).max()),
         max_relative_difference=relative,
         tolerance=allowed,
-        label_agreement=int((found.argmax(1) == reference.argmax(1)).sum()),
+        label_agreement=int((labels[0] == labels[1]).sum()),
         passed=relative <= allowed,
     )
 

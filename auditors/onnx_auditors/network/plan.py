@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 
 from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
 from onnx_auditors.network import control
-from onnx_auditors.network import ops as _ops  # noqa: F401 - fills the registry
+from onnx_auditors.network.calls import as_list, bind_function, check_count, evaluate, on_integers
+from onnx_auditors.network.coverage import describe, unsupported
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.node import DependsOnInput, Node, Refused, Value, to_torch
-from onnx_auditors.network.reading import STANDARD_DOMAINS, subgraphs, walk
-from onnx_auditors.network.registry import Function, Operator, find
+from onnx_auditors.network.reading import subgraphs, walk
+from onnx_auditors.network.registry import Function, find
 
 _SHAPE_ALONE = frozenset({"Shape", "Size"})
 
@@ -74,38 +74,6 @@ class Plan:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a value."""
         return self.values[name].shape
-
-
-def check_operators(graph: onnx.GraphProto, opset: int) -> None:
-    """Checks that the registry has every operator.
-
-    Raises:
-        UnsupportedOperator: It has not; lists every such node.
-    """
-    missing = [
-        describe(node, opset)
-        for node in walk(graph.node)
-        if find(node.domain, node.op_type) is None and not control.is_control(node)
-    ]
-    if missing:
-        raise unsupported(missing)
-
-
-def unsupported(
-    nodes: Sequence[str], error: type[UnsupportedOperator] = UnsupportedOperator
-) -> UnsupportedOperator:
-    """Returns the error that lists the nodes."""
-    listed = "; ".join(nodes)
-    return error(
-        f"{len(nodes)} of the model's nodes cannot be made differentiable: {listed}", nodes=listed
-    )
-
-
-def describe(node: onnx.NodeProto, opset: int) -> str:
-    """Returns a node's operator, name, domain and opset for people to read."""
-    domain = node.domain or "ai.onnx"
-    version = f", opset {opset}" if node.domain in STANDARD_DOMAINS else ""
-    return f"{node.op_type} (node '{node.name}', domain {domain}{version})"
 
 
 class Binder:
@@ -251,7 +219,7 @@ class Walker:
         function = bind_function(entry, node)
         arguments = node.arguments()
         if not entry.carries and any(a and self.values[a.name].is_carried for a in arguments):
-            function = _on_integers(function, [a.meta.dtype if a else None for a in arguments])
+            function = on_integers(function, [a.meta.dtype if a else None for a in arguments])
         reads = tuple(v.name if v else "" for v in inputs)
         return self.add(proto, function, arguments, names, node.output_type, reads)
 
@@ -278,7 +246,7 @@ class Walker:
             return self._fold(proto, function, arguments, names, element_type)
         results = evaluate(proto, function, [a.meta if a else None for a in arguments])
         metas = [m.to("meta") for m in as_list(results)]
-        _check_count(names, metas)
+        check_count(names, metas)
         for name, meta in zip(names, metas, strict=False):
             self._check_size(name, meta)
         if proto.op_type in _SHAPE_ALONE:
@@ -310,7 +278,7 @@ class Walker:
         constants = as_list(
             evaluate(proto, function, [a.constant if a else None for a in arguments])
         )
-        _check_count(names, constants)
+        check_count(names, constants)
         placed = [c.to(self.device) for c in constants]
         return [
             Value(name, c.detach().to("meta"), c, element_type(i, c.dtype))
@@ -334,62 +302,3 @@ class Walker:
                 f"value '{name}' of shape {list(meta.shape)} takes {size:,} bytes; at most "
                 f"{self.binder.limits.max_value_bytes:,} are accepted"
             )
-
-
-def _on_integers(function: Function, dtypes: Sequence[torch.dtype | None]) -> Function:
-    """Wraps a function so that integers held as floats reach it as integers."""
-
-    def converted(*arguments: Tensor | None) -> Any:  # noqa: ANN401 - what the function returns
-        pairs = zip(arguments, dtypes, strict=True)
-        return function(*[a if a is None or d is None else a.to(d) for a, d in pairs])
-
-    return converted
-
-
-def bind_function(entry: Operator, node: Node) -> Function:
-    """Returns the torch function of a node.
-
-    Raises:
-        Refused: The operator does not cover the node.
-    """
-    if node.opset < entry.since:
-        node.refuse(f"its meaning before opset {entry.since} is not covered")
-    try:
-        function = entry.bind(node)
-    except (IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise Refused(f"attributes and inputs do not go together ({error})") from error
-    node.check_all_read()
-    return function
-
-
-def evaluate(
-    proto: onnx.NodeProto, function: Function, arguments: Sequence[Tensor | None]
-) -> object:
-    """Returns what a node's function gives.
-
-    Raises:
-        Refused: It does not cover the arguments.
-        InvalidModel: The arguments do not go together.
-    """
-    try:
-        return function(*arguments)
-    except (NotImplementedError, TypeError) as error:
-        raise Refused(f"its inputs are not covered ({_first_line(error)})") from error
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise InvalidModel(
-            f"{proto.op_type} (node '{proto.name}') cannot be evaluated: {_first_line(error)}"
-        ) from error
-
-
-def as_list(results: object) -> list[Tensor]:
-    """Returns the outputs of a node's function as a list."""
-    return list(results) if isinstance(results, tuple) else [results]  # type: ignore[list-item] # functions return tensors
-
-
-def _check_count(names: Sequence[str], results: Sequence[object]) -> None:
-    if any(names[len(results) :]):
-        raise Refused(f"only the first {len(results)} outputs are covered")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

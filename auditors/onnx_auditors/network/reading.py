@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import graphlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnx.checker
-import onnx.external_data_helper
-import onnx.inliner
-import onnx.version_converter
 from google.protobuf.message import DecodeError
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel, LimitExceeded
-from onnx_auditors.network.limits import Limits
+from onnx_auditors.errors import InvalidModel
+from onnx_auditors.network.external import load_external_data
+from onnx_auditors.network.limits import Limits, tensor_bytes, too_large
 from onnx_auditors.network.summary import summarize
 
-TARGET_OPSET = 21
-_CHANGED = {"PRelu": 7, "Scan": 9}
-"""First opsets in which PRelu's slopes broadcast, and Scan has no batch axis of its own."""
 STANDARD_DOMAINS = ("", "ai.onnx")
 _SMALL_BYTES = 4096
 """Up to here stored tensors may be shapes and axes, which the converter reads."""
@@ -65,55 +61,18 @@ def read(source: str | Path | bytes | onnx.ModelProto, limits: Limits) -> ModelF
         folder = Path(source).parent
         content = _read_bytes(Path(source), limits)
     if len(content) > limits.max_model_bytes:
-        raise _too_large("bytes in the ONNX file", len(content), limits.max_model_bytes)
+        raise too_large("bytes in the ONNX file", len(content), limits.max_model_bytes)
     proto = _parse(content)
     digest = hashlib.sha256(content).hexdigest()
     del content  # the weights are in the parsed model too
     _check_limits(proto, limits)
-    digests = _load_external_data(proto, folder, limits)
+    digests = load_external_data(_tensors(proto), folder, limits)
     _sort_nodes(proto.graph)
     _check(proto)
     return ModelFile(proto, summarize(proto, _model_digest(digest, digests)))
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model as it is bound.
-
-    Attributes:
-        proto: The model with local functions written out, at opset 21 where it can be; larger
-            weights are left out and stand among the inputs.
-        weights: All stored weights by name.
-    """
-
-    proto: onnx.ModelProto
-    weights: dict[str, onnx.TensorProto]
-
-
-def prepare(proto: onnx.ModelProto) -> Prepared:
-    """Returns the model with local functions written out and, where it can be, at opset 21.
-
-    A graph that the converter cannot lift stays at its own opset; operators whose meaning differs
-    there are refused when they are bound.
-    """
-    prepared, weights = _without_weights(proto)
-    if prepared.functions:
-        prepared = onnx.inliner.inline_local_functions(prepared)
-    if 0 < standard_opset(prepared) < TARGET_OPSET and not _changes_meaning(prepared):
-        prepared = _lifted(prepared)
-    kept = {tensor.name: tensor for tensor in prepared.graph.initializer}
-    return Prepared(prepared, kept | weights)
-
-
-def _lifted(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model at opset 21; as it is where the converter cannot."""
-    try:
-        return onnx.version_converter.convert_version(proto, TARGET_OPSET)
-    except Exception:  # noqa: BLE001 - the converter raises whatever its C++ side raised
-        return proto
-
-
-def _without_weights(
+def without_weights(
     proto: onnx.ModelProto,
 ) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """Returns a copy whose larger weights are inputs instead, and those weights.
@@ -121,7 +80,7 @@ def _without_weights(
     The checker, the inliner and the converter each serialise what they get: without the weights
     they need little time and memory.
     """
-    large = {t.name: t for t in proto.graph.initializer if _tensor_bytes(t) > _SMALL_BYTES}
+    large = {t.name: t for t in proto.graph.initializer if tensor_bytes(t) > _SMALL_BYTES}
     graph = onnx.GraphProto(
         name=proto.graph.name,
         node=proto.graph.node,
@@ -143,12 +102,6 @@ def _without_weights(
         graph=graph,
     )
     return copy, large
-
-
-def _changes_meaning(proto: onnx.ModelProto) -> bool:
-    """Says whether there are old nodes that the converter leaves as they are, wrongly."""
-    opset = standard_opset(proto)
-    return any(opset < _CHANGED.get(node.op_type, 0) for node in walk(proto.graph.node))
 
 
 def standard_opset(proto: onnx.ModelProto) -> int:
@@ -174,7 +127,7 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits.max_model_bytes:
-            raise _too_large("bytes in the ONNX file", size, limits.max_model_bytes)
+            raise too_large("bytes in the ONNX file", size, limits.max_model_bytes)
         return path.read_bytes()
     except OSError as error:
         raise InvalidModel(f"the ONNX file cannot be read: {error.strerror}") from error
@@ -193,22 +146,38 @@ def _parse(content: bytes) -> onnx.ModelProto:
     return proto
 
 
-def _check_limits(proto: onnx.ModelProto, limits: Limits) -> None:
-    counts = _function_sizes(proto, limits)
-    nodes = _size(proto.graph.node, counts, limits, depth=0)
+class _Size(NamedTuple):
+    """Nodes, and levels of subgraphs, of what is written out."""
+
+    nodes: int
+    depth: int
+
+
+def check_sizes(proto: onnx.ModelProto, limits: Limits) -> None:
+    """Counts the nodes, those of local functions at each call of them.
+
+    Raises:
+        LimitExceeded: There are too many, or subgraphs are nested too deeply.
+        InvalidModel: A local function calls itself.
+    """
+    nodes = _size(proto.graph.node, _function_sizes(proto, limits), limits, depth=0).nodes
     if nodes > limits.max_nodes:
-        raise _too_large("nodes, with local functions written out", nodes, limits.max_nodes)
+        raise too_large("nodes, with functions written out", nodes, limits.max_nodes)
+
+
+def _check_limits(proto: onnx.ModelProto, limits: Limits) -> None:
+    check_sizes(proto, limits)
     stored = 0
     for tensor in _tensors(proto):
         for size in tensor.dims:
             if not 0 <= size <= limits.max_dimension:
-                raise _too_large(f"in an axis of '{tensor.name}'", size, limits.max_dimension)
-        stored += _tensor_bytes(tensor)
+                raise too_large(f"in an axis of '{tensor.name}'", size, limits.max_dimension)
+        stored += tensor_bytes(tensor)
     if stored > limits.max_initializer_bytes:
-        raise _too_large("bytes of weights", stored, limits.max_initializer_bytes)
+        raise too_large("bytes of weights", stored, limits.max_initializer_bytes)
 
 
-def _function_sizes(proto: onnx.ModelProto, limits: Limits) -> dict[tuple[str, str], int]:
+def _function_sizes(proto: onnx.ModelProto, limits: Limits) -> dict[tuple[str, str], _Size]:
     """Counts the nodes of each local function written out, without writing it out."""
     functions = {(f.domain, f.name): f for f in proto.functions}
     calls = {
@@ -219,25 +188,32 @@ def _function_sizes(proto: onnx.ModelProto, limits: Limits) -> dict[tuple[str, s
         order = list(graphlib.TopologicalSorter(calls).static_order())
     except graphlib.CycleError as error:
         raise InvalidModel("a local function calls itself") from error
-    counts: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str], _Size] = {}
     for key in order:
-        counts[key] = _size(functions[key].node, counts, limits, depth=0)
-    return counts
+        sizes[key] = _size(functions[key].node, sizes, limits, depth=0)
+    return sizes
 
 
 def _size(
     nodes: Iterable[onnx.NodeProto],
-    counts: dict[tuple[str, str], int],
+    functions: Mapping[tuple[str, str], _Size],
     limits: Limits,
     depth: int,
-) -> int:
-    if depth > limits.max_subgraph_depth:
-        raise _too_large("levels of subgraphs", depth, limits.max_subgraph_depth)
-    total = 0
+) -> _Size:
+    total, deepest = 0, depth
+    _check_depth(depth, limits)
     for node in nodes:
-        total += counts.get((node.domain, node.op_type), 1)
-        total += sum(_size(g.node, counts, limits, depth + 1) for g in subgraphs(node))
-    return total
+        called = functions.get((node.domain, node.op_type), _Size(1, 0))
+        inner = [_size(g.node, functions, limits, depth + 1) for g in subgraphs(node)]
+        total += called.nodes + sum(size.nodes for size in inner)
+        deepest = max(deepest, depth + called.depth, *(size.depth for size in inner))
+        _check_depth(deepest, limits)
+    return _Size(total, deepest)
+
+
+def _check_depth(depth: int, limits: Limits) -> None:
+    if depth > limits.max_subgraph_depth:
+        raise too_large("levels of subgraphs", depth, limits.max_subgraph_depth)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -260,88 +236,6 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t
             yield from attribute.tensors
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    elements = 1
-    for size in tensor.dims:
-        elements *= size
-    try:
-        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except KeyError as error:
-        raise InvalidModel(
-            f"tensor '{tensor.name}' has the unknown element type {tensor.data_type}"
-        ) from error
-    return elements * width
-
-
-def _load_external_data(
-    proto: onnx.ModelProto, folder: Path | None, limits: Limits
-) -> dict[str, str]:
-    """Fills external tensors in; returns the digests of the files that hold them."""
-    digests: dict[str, str] = {}
-    loaded = 0
-    for tensor in _tensors(proto):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        info = {entry.key: entry.value for entry in tensor.external_data}
-        location = info.get("location", "")
-        path = _external_path(tensor.name, location, folder)
-        content = _external_content(tensor, info, path)
-        loaded += len(content)
-        if loaded > limits.max_initializer_bytes:
-            raise _too_large("bytes of external data", loaded, limits.max_initializer_bytes)
-        tensor.raw_data = content
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-        if location not in digests:
-            with path.open("rb") as file:
-                digests[location] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
-
-
-def _external_path(name: str, location: str, folder: Path | None) -> Path:
-    """Returns where external data lies; never outside the model's folder."""
-    if folder is None:
-        raise InvalidModel(
-            f"tensor '{name}' is stored in the external file '{location}', which did not come "
-            "with the model; upload it too, or save the model with its data inside"
-        )
-    parts = location.split("/")
-    if not location or "\\" in location or any(part in {"", ".", ".."} for part in parts):
-        raise InvalidModel(
-            f"tensor '{name}' names the external file '{location}'; expected a path inside the "
-            "model's folder, relative, without '..'"
-        )
-    path = folder
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise InvalidModel(f"the external file '{location}' is a symbolic link; copy the file")
-    if not path.is_file():
-        raise InvalidModel(
-            f"tensor '{name}' is stored in the external file '{location}', which is missing; "
-            "upload it too"
-        )
-    return path
-
-
-def _external_content(tensor: onnx.TensorProto, info: dict[str, str], path: Path) -> bytes:
-    expected = _tensor_bytes(tensor)
-    try:
-        offset = int(info.get("offset") or 0)
-        length = int(info.get("length") or expected)
-    except ValueError as error:
-        raise InvalidModel(f"tensor '{tensor.name}' has an offset that is no number") from error
-    size = path.stat().st_size
-    if length != expected or offset < 0 or offset + length > size:
-        raise InvalidModel(
-            f"tensor '{tensor.name}' needs {expected:,} bytes; the model asks for {length:,} bytes "
-            f"at offset {offset:,} of '{info['location']}', which has {size:,}"
-        )
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
@@ -371,7 +265,7 @@ def _names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _check(proto: onnx.ModelProto) -> None:
-    checked = _without_weights(proto)[0]
+    checked = without_weights(proto)[0]
     # ONNX Runtime's optimiser writes this operator into the standard domain, which has none.
     for node in walk(checked.graph.node):
         if node.op_type == "SimplifiedLayerNormalization":
@@ -390,7 +284,3 @@ def _model_digest(digest: str, external: dict[str, str]) -> str:
     lines = sorted((external | {"model.onnx": digest}).items())
     text = "".join(f"{value}  {path}\n" for path, value in lines)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _too_large(what: str, found: int, allowed: int) -> LimitExceeded:
-    return LimitExceeded(f"{found:,} {what}; at most {allowed:,} are accepted")

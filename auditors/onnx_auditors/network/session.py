@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.defs
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel, ModelFailed
-from onnx_auditors.network.outputs import FLOATS, choose_output
+from onnx_auditors.errors import InvalidModel, ModelFailed, UnsupportedOperator
+from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
 
 # Read when the libraries are first imported, or first use the GPU.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -31,6 +33,8 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
 }
 _LARGEST_BATCH = 256
+_OLD_IR = 8
+"""Version of the file format that every ONNX Runtime with these operators reads."""
 
 
 class Session:
@@ -43,6 +47,8 @@ class Session:
         output: Name of the output that the answer is read from; found as the network does if left
             out.
         classes: Number of classes, for an output of labels.
+        column: What the output means where it is one score per sample; without it such a score
+            stays alone.
         optimized: Whether ONNX Runtime may rewrite the graph, as it does by default.
 
     Raises:
@@ -53,10 +59,12 @@ class Session:
         providers: Execution providers that run, in order.
         threads: Threads of one operator.
         output: Name of the output that the answer is read from.
+        column: As given.
     """
 
     providers: list[str]
     output: str
+    column: Column | None
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class Session:
         *,
         output: str | None = None,
         classes: int = 0,
+        column: Column | None = None,
         optimized: bool = True,
     ) -> None:
         self.threads = threads
@@ -89,22 +98,28 @@ class Session:
         self.output = output or choose_output(outputs, {}, -1)
         self._labels = next(o.dtype not in FLOATS for o in outputs if o.name == self.output)
         self._classes = classes
+        self.column = column
         first = self._input.shape[0] if self._input.shape else 1
         self._batch: int | None = first if isinstance(first, int) else None
 
     def run(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Returns the model's class scores, as the file gives them.
+        """Returns the model's class scores; its answer is the largest, the first of equals.
 
         Args:
             x: Batch in model-input space, float32 [n, *sample shape], n at least 1. Where the
                 model takes integers it is rounded and clipped to their range.
 
         Returns:
-            Float32 [n, classes]; 1 for the label and 0 else where the model gives labels.
+            Float32 [n, classes]; 1 for the label and 0 else where the model gives labels, and two
+            classes where it gives one score that is read as such.
 
         Raises:
             ModelFailed: ONNX Runtime reports an error, or the rows do not come back.
         """
+        return two_classes(self.table(x), self.column)
+
+    def table(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns the rows of the output as the file gives them, [n, entries]; else as `run`."""
         size = self._batch or _LARGEST_BATCH
         blocks = [self._run_block(x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate(blocks)
@@ -118,7 +133,7 @@ class Session:
             if self._batch is None and len(x) > 1:
                 # The graph says that its batch is open and then fixes it to one.
                 self._batch = 1
-                return self.run(x)
+                return self.table(x)
             raise ModelFailed(
                 f"{len(x)} inputs gave an output of shape {list(scores.shape)}; expected one row "
                 "of class scores for each"
@@ -178,6 +193,42 @@ def _open(
         return ort.InferenceSession(content, options, providers=providers)
     except Exception as error:
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
+
+
+def check_opset(opset: int) -> None:
+    """Refuses a model that ONNX Runtime cannot judge.
+
+    Raises:
+        UnsupportedOperator: Its opset is newer than what is run.
+    """
+    if opset > newest_opset():
+        raise UnsupportedOperator(
+            f"opset {opset} is newer than {newest_opset()}, the newest that ONNX Runtime "
+            f"{ort.__version__} runs; export the model with an older opset"
+        )
+
+
+@lru_cache(maxsize=1)
+def newest_opset() -> int:
+    """Returns the newest version of the standard operators that this ONNX Runtime runs."""
+    return next(v for v in range(onnx.defs.onnx_opset_version(), 0, -1) if _runs(v))
+
+
+def _runs(opset: int) -> bool:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "probe",
+        [info("x", onnx.TensorProto.FLOAT, [1])],
+        [info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_OLD_IR)
+    try:
+        _open(model.SerializeToString(), "cpu", 1, optimized=True)
+    except ModelFailed:
+        return False
+    return True
 
 
 def _info(node: Any) -> v1.TensorInfo:  # noqa: ANN401 - ONNX Runtime's NodeArg has no types

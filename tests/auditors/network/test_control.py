@@ -197,3 +197,48 @@ def test_scan(backwards: int) -> None:
     model.graph.output[0].CopyFrom(info("y", ["n", 3]))
     onnx.checker.check_model(model)
     np.testing.assert_allclose(evaluate(model, X), reference(model, X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+@pytest.mark.parametrize("lengths", [None, [3, 4]])
+def test_scan_of_opset_8(backwards: int, lengths: list[int] | None) -> None:
+    """The first Scan, which goes through a batch sample by sample, gives ONNX Runtime's values."""
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "slice"], ["h2"]),
+         helper.make_node("Tanh", ["h2"], ["out"])],
+        "body", [info("h", [3]), info("slice", [3])], [info("h2", [3]), info("out", [3])],
+    )  # fmt: skip
+    weights: dict[str, np.ndarray] = {"start": np.array([[1, 2, 3], [4, 5, 6]], np.float32)}
+    if lengths is not None:
+        weights["lengths"] = np.array(lengths)
+    given = ["" if lengths is None else "lengths", "start", "x"]
+    nodes = [
+        helper.make_node("Scan", given, ["last", "y"], body=body, num_scan_inputs=1,
+                         directions=[backwards]),
+    ]  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    shapes: dict[str, list[int | str]] = {"y": [2, 4, 3], "last": [2, 3]}
+    for output, shape in shapes.items():
+        model = graph_model(
+            nodes, {"x": [2, 4, 3]}, weights, outputs=(output,), opset=8, check=False
+        )
+        model.graph.output[0].CopyFrom(info(output, shape))
+        np.testing.assert_allclose(evaluate(model, x), reference(model, x), rtol=1e-6)
+
+
+def test_a_graph_that_depends_on_its_inputs_content_starts_at_its_input() -> None:
+    """From a value inside it cannot be run, and the error says from where it can."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("NonZero", ["h"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["rows"]),
+        helper.make_node("GatherND", ["h", "rows"], ["positive"]),
+        helper.make_node("ReduceMean", ["positive"], ["m"], keepdims=0),
+        helper.make_node("Sub", ["h", "m"], ["y"]),
+    ]
+    model = graph_model(nodes, {"x": ["n", 3]})
+    network, x = load(model), torch.from_numpy(X)
+    np.testing.assert_allclose(network(x), reference(model, X), rtol=1e-6)
+    h = network.values(x, ["h"])["h"]
+    with pytest.raises(UnsupportedOperator, match="from its input alone, not from a value inside"):
+        network.from_value("h", h)

@@ -17,8 +17,8 @@ from tests.support import graph_model, node_model
 
 from onnx_auditors.errors import UnsupportedOperator
 from onnx_auditors.network import load
+from onnx_auditors.network.calls import bind_function
 from onnx_auditors.network.node import Node, Refused, Value
-from onnx_auditors.network.plan import bind_function
 from onnx_auditors.network.registry import OPERATORS
 
 RNG = np.random.default_rng(0)

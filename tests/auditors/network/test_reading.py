@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx.external_data_helper
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tests.support import graph_model
 
 from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
@@ -139,6 +139,36 @@ def test_functions_that_multiply_are_counted_first() -> None:
     """A few functions that stand for 10^12 nodes are refused without writing them out."""
     with pytest.raises(LimitExceeded, match="1,000,000,000,000 nodes"):
         load(function_model(calls=10, levels=12))
+
+
+def test_nesting_is_counted_through_functions() -> None:
+    """Subgraphs in functions that subgraphs call are as deep as they are when written out."""
+    branch = helper.make_graph(
+        [helper.make_node("f0", ["x"], ["b"], domain="own")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [1, 3])],
+    )
+    model = function_model(calls=1, levels=2)
+    node = model.functions[1].node[0]
+    node.CopyFrom(
+        helper.make_node("If", ["yes"], ["b"], name="n", then_branch=branch, else_branch=branch)
+    )
+    for graph in (node.attribute[0].g, node.attribute[1].g):
+        graph.node[0].input[0] = "a"
+    yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
+    model.functions[1].node.insert(0, yes)
+    load(model, limits=Limits(max_subgraph_depth=1))
+    with pytest.raises(LimitExceeded, match="1 levels of subgraphs; at most 0"):
+        load(model, limits=Limits(max_subgraph_depth=0))
+    inner = model.functions[0].node[0]
+    inner.CopyFrom(node)
+    for graph in (inner.attribute[0].g, inner.attribute[1].g):
+        graph.node[0].CopyFrom(helper.make_node("Relu", ["a"], ["b"]))
+    model.functions[0].node.insert(0, yes)
+    load(model, limits=Limits(max_subgraph_depth=2))
+    with pytest.raises(LimitExceeded, match="2 levels of subgraphs; at most 1"):
+        load(model, limits=Limits(max_subgraph_depth=1))
 
 
 def external(folder: Path) -> onnx.ModelProto:

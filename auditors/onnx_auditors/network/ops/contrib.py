@@ -255,20 +255,23 @@ def attention(node: Node) -> Function:
     causal = bool(node.integer("unidirectional", 0))
     scale = node.number("scale", 0.0) or 1 / math.sqrt(sizes[0] // heads)
     fill = node.number("mask_filter_value", -10000.0)
-    if node.present(4):
-        node.refuse("a cache of past keys and values is not covered")
+    keeps = node.wants(1)
+    if node.present(6):
+        node.refuse("past and present in one buffer are not covered")
 
     def function(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None,
-        _: None = None, added: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        past: Tensor | None = None, added: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         projected = x @ weight
         projected = projected if bias is None else projected + bias
         parts = [split_heads(p, heads) for p in torch.split(projected, sizes, -1)]
         query, key, value = parts
-        return _attend(
-            query, key, value, _mask_bias(mask, query, key, fill, causal=causal), added, scale
-        )
+        if past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        bias_of_mask = _mask_bias(mask, query, key, fill, causal=causal)
+        y = _attend(query, key, value, bias_of_mask, added, scale)
+        return (y, torch.stack([key, value])) if keeps else y
 
     _check_mask(node, 3)
     return function

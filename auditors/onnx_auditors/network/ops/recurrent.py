@@ -44,14 +44,13 @@ def _activations(node: Node, directions: int) -> list[list[_Activation]]:
     names = given or default * directions
     alphas = list(node.value("activation_alpha")) if node.has("activation_alpha") else []
     betas = list(node.value("activation_beta")) if node.has("activation_beta") else []
-    clip = node.number("clip", 0.0)
-    if clip and node.op_type == "LSTM":
-        node.refuse("clip, which ONNX Runtime applies to an LSTM in its own way")
+    clip, each = node.number("clip", 0.0), len(default)
     found = []
-    for name in names:
+    for i, name in enumerate(names):
         function = _activation(node, name.lower(), alphas, betas)
-        found.append(_clipped(function, clip) if clip else function)
-    each = len(default)
+        # ONNX Runtime clips what goes into gates, not the cell on its way out of an LSTM.
+        of_cell = node.op_type == "LSTM" and i % each == each - 1
+        found.append(_clipped(function, clip) if clip and not of_cell else function)
     return [found[i * each : (i + 1) * each] for i in range(directions)]
 
 

@@ -30,15 +30,17 @@ def resize(node: Node) -> Function:
     kernel = _kernel(node, mode)
     exclude = bool(node.integer("exclude_outside", 0))
     outside = node.number("extrapolation_value", 0.0)
+    if sizes == [node.shape()[axis] for axis in axes]:
+        return lambda x: x  # ONNX Runtime copies what keeps its shape, whatever scales and region
     matrices = []
     for position, axis in enumerate(axes):
         old, new, scale = node.shape()[axis], sizes[position], scales[position]
         region = (roi[position], roi[position + len(axes)])
-        if mode == "nearest" and transform == "half_pixel_symmetric" and scale * old != new:
-            node.refuse("half_pixel_symmetric with a fraction of an entry left over rounds at ties")
         if old == new and scale == 1 and region == (0.0, 1.0):
             continue
         x = _coordinates(node, transform, np.arange(new), old, new, scale, region)
+        if transform == "half_pixel_symmetric" and np.float32(scale) * np.float32(old) != new:
+            _refuse_ties(node, mode, x)
         stretch = min(scale, 1.0) if antialias and mode != "nearest" else 1.0
         matrix = _matrix(x, old, kernel, stretch, exclude=exclude)
         beyond = (
@@ -47,6 +49,16 @@ def resize(node: Node) -> Function:
         matrix[beyond] = 0
         matrices.append((axis, torch.from_numpy(matrix), torch.from_numpy(outside * beyond)))
     return _along_axes(node, matrices, nearest=mode == "nearest")
+
+
+def _refuse_ties(node: Node, mode: str, x: _Array) -> None:
+    """Refuses to round at ties, where the last digit of what ONNX Runtime computes decides."""
+    rounds = mode == "nearest" and node.text("nearest_mode", "round_prefer_floor")[:5] == "round"
+    if rounds and bool((np.abs(x - np.floor(x) - 0.5) < _TIE).any()):
+        node.refuse("half_pixel_symmetric with a fraction of an entry left over rounds at ties")
+
+
+_TIE = 1e-5
 
 
 @operator("Upsample", since=9)
@@ -151,7 +163,9 @@ def _coordinates(
     elif transform == "half_pixel_symmetric":
         adjustment = np.float32(new) / (scale32 * np.float32(old))
         offset = np.float32(old) / np.float32(2) * (np.float32(1) - adjustment)
-        x = offset + (y + np.float32(0.5)) / scale32 - np.float32(0.5)
+        # Here ONNX Runtime sums in double precision before it goes back to single.
+        x = offset.astype(np.float64) + (places + 0.5) / np.float64(scale32) - 0.5
+        x = x.astype(np.float32)
     else:
         node.refuse(f"coordinate_transformation_mode {transform} is not covered")
     return x.astype(np.float64)

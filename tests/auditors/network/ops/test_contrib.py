@@ -110,6 +110,21 @@ def test_attention(causal: int, mask: str, added: bool, scaled: bool) -> None:
     check(model, inputs, 1e-4)
 
 
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_a_past(causal: int, masked: bool) -> None:
+    """Past keys and values go before the new ones, and come back with them."""
+    batch, length, before, heads, size = 2, 3, 4, 2, 4
+    mask = np.array([[1] * 6 + [0], [0] + [1] * 6], np.int32)
+    inputs: list[Array | None] = [
+        draw(batch, length, 6), draw(6, 3 * heads * size) / 2, draw(3 * heads * size),
+        mask if masked else None, draw(2, batch, heads, before, size, seed=3),
+    ]  # fmt: skip
+    model = model_of("Attention", inputs, constant=[1, 2], outputs=["y", "present"], domain=DOMAIN,
+                     num_heads=heads, unidirectional=causal)  # fmt: skip
+    check(model, inputs, 1e-4)
+
+
 @FEW
 @given(bias=st.booleans(), mask=st.booleans(), added=st.booleans(), causal=st.sampled_from([0, 1]))
 def test_multi_head_attention(bias: bool, mask: bool, added: bool, causal: int) -> None:

@@ -10,6 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.auditors.network.ops.compare import FEW, Array, check, draw, model_of
 
+from onnx_auditors.errors import UnsupportedOperator
+
 TRANSFORMS = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners",
               "asymmetric"]  # fmt: skip
 
@@ -58,7 +60,8 @@ def test_resize_nearest(rounding: str, transform: str, scales: list[float], by_s
     """Nearest interpolation agrees for every rounding."""
     x = draw(1, 2, 7, 10)
     whole = all((n * s).is_integer() for n, s in zip(x.shape[2:], scales, strict=True))
-    assume(transform != "half_pixel_symmetric" or whole or by_size)
+    exact = whole or by_size or rounding in {"floor", "ceil"}
+    assume(transform != "half_pixel_symmetric" or exact)
     inputs: list[Array | None] = [x, None, np.array([1, 1, *scales], np.float32)]
     if by_size:
         sizes = [int(n * s) for n, s in zip(x.shape, [1, 1, *scales], strict=True)]
@@ -66,6 +69,48 @@ def test_resize_nearest(rounding: str, transform: str, scales: list[float], by_s
     model = model_of("Resize", inputs, constant=[2, 3], mode="nearest", nearest_mode=rounding,
                      coordinate_transformation_mode=transform)  # fmt: skip
     check(model, inputs)
+
+
+def symmetric(old: int, rounding: str, *, new: int = 0, scale: float = 0.0) -> None:
+    """Compares a resize of a ramp, whose entries say where they come from."""
+    x = np.arange(old, dtype=np.float32).reshape(1, 1, old, 1)
+    inputs: list[Array | None] = [x, None, None, np.array([1, 1, new, 1])]
+    if scale:
+        inputs = [x, None, np.array([1, 1, scale, 1], np.float32)]
+    model = model_of("Resize", inputs, constant=[2, 3], mode="nearest", nearest_mode=rounding,
+                     coordinate_transformation_mode="half_pixel_symmetric")  # fmt: skip
+    check(model, inputs)
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+def test_ties_of_half_pixel_symmetric(rounding: str) -> None:
+    """The middle of an axis lies on a grid point or between two: rounding there is exact."""
+    for old, new in ((3, 1), (3, 11), (5, 3), (6, 2), (6, 22), (10, 26), (4, 4)):
+        symmetric(old, rounding, new=new)
+    for old, scale in ((8, 1.5), (5, 1.1), (10, 2.3)):
+        symmetric(old, rounding, scale=scale)
+    if rounding in {"floor", "ceil"}:
+        for old, scale in ((9, 0.55), (11, 0.3), (7, 2.6), (9, 0.4), (7, 1.4)):
+            symmetric(old, rounding, scale=scale)
+        return
+    with pytest.raises(UnsupportedOperator, match="rounds at ties"):
+        symmetric(7, rounding, scale=0.6)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_resize_to_the_same_shape(mode: str, transform: str) -> None:
+    """A scale that rounds to the same size is no resize; beside another axis that grows it is."""
+    for scales in ([1.1, 1.0], [1.1, 1.5]):
+        inputs: list[Array | None] = [draw(1, 1, 5, 4), None, np.array([1, 1, *scales], np.float32)]
+        model = model_of("Resize", inputs, constant=[2], mode=mode,
+                         coordinate_transformation_mode=transform)  # fmt: skip
+        check(model, inputs)
+    roi = np.array([0, 0, 0.2, 0, 1, 1, 0.8, 1], np.float32)
+    whole: list[Array | None] = [draw(1, 1, 5, 4), roi, None, np.array([1, 1, 5, 4])]
+    model = model_of("Resize", whole, constant=[1, 3], mode=mode,
+                     coordinate_transformation_mode="tf_crop_and_resize")  # fmt: skip
+    check(model, whole)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
