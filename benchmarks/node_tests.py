@@ -1,4 +1,4 @@
-"""The ONNX project's own backend node tests: our network, ONNX Runtime and onnx.reference.
+"""The ONNX project's own backend node tests: our network, ONNX Runtime, onnx.reference and peers.
 
 `onnx.backend.test.loader` generates the node tests and loads the small models that PyTorch once
 exported. A test passes when every output has the expected shape, type and values; where ONNX
@@ -12,29 +12,32 @@ import contextlib
 import multiprocessing
 import os
 import re
+import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.backend.test.loader
 import onnx.reference
 import onnxruntime as ort
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import converters
+from benchmarks.agreement import agree, to_torch
 
 from onnx_auditors.errors import AuditError
 from onnx_auditors.network import load
 from onnx_auditors.network.reading import walk
-
-Array = npt.NDArray[Any]
 
 KINDS = ("node", "pytorch-converted", "pytorch-operator", "simple")
 PASS, WRONG, UNSUPPORTED = "pass", "wrong", "unsupported"
@@ -65,12 +68,6 @@ _ORDINARY = frozenset(
      TensorProto.INT64}
 )  # fmt: skip
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
-_EXACT_BITS = {"bfloat16": (np.int16, torch.bfloat16),
-               "float8_e4m3fn": (np.int8, torch.float8_e4m3fn),
-               "float8_e5m2": (np.int8, torch.float8_e5m2),
-               "float8_e4m3fnuz": (np.int8, torch.float8_e4m3fnuz),
-               "float8_e5m2fnuz": (np.int8, torch.float8_e5m2fnuz),
-               "float8_e8m0fnu": (np.int8, torch.float8_e8m0fnu)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a test for each of the three, and why ours failed."""
+    """What came of a test for each of them, and why ours failed.
+
+    `peers` has what came of it for the converters of the other environment, by name.
+    """
 
     case: int
     ours: str
@@ -104,6 +104,58 @@ class Outcome:
     runtime: str
     reference: str
     judged_by_runtime: bool
+    peers: dict[str, str] = field(default_factory=dict)
+
+    def of(self, who: str) -> str:
+        """Returns what came of it for one of them."""
+        known = {"ours": self.ours, "ONNX Runtime": self.runtime, "onnx.reference": self.reference}
+        return known[who] if who in known else self.peers[who]
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What public converters of another environment gave.
+
+    Attributes:
+        folder: Where it lies.
+        versions: Of the converters, by name.
+    """
+
+    folder: Path
+    versions: dict[str, str]
+
+    @classmethod
+    def ask(cls, python: Path, folder: Path, indices: Sequence[int], limit_s: float) -> Peers:
+        """Writes the tests and runs every converter that the python has on them."""
+        written = []
+        for index in indices:
+            case = _CASES[index]
+            with contextlib.suppress(TypeError):  # texts, of which torch has no tensors
+                inputs = [_to_torch(x) for x in case.inputs.values()]
+                converters.write(folder, index, case.model, inputs)
+                written.append(index)
+        versions = converters.installed(python)
+        for name in versions:
+            lost = converters.run(python, name, folder, written, limit_s)
+            print(f"{name}: {lost} tests crashed the process or took more than {limit_s:g} s")
+        return cls(folder, versions)
+
+    def judge(self, index: int, truths: Sequence[Sequence[Any]]) -> dict[str, str]:
+        """Says what came of a test; a peer passes with any of the answers that are true."""
+        outcomes = {}
+        for name in self.versions:
+            found = converters.read(self.folder, name, index)
+            if found is None:
+                outcomes[name] = UNSUPPORTED
+                continue
+            # A sequence may come as it is, or as the one output.
+            right = any(agree(form, truth) for truth in truths for form in (found, [found]))
+            outcomes[name] = PASS if right else WRONG
+        return outcomes
+
+
+def _to_torch(value: Any) -> Any:  # noqa: ANN401 - a tensor or a list of them
+    return [to_torch(x) for x in value] if isinstance(value, list) else to_torch(value)
 
 
 def load_cases() -> list[Case]:
@@ -150,21 +202,6 @@ def _array(value: Any) -> Any:  # noqa: ANN401 - a tensor or a list of them
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else value
 
 
-def to_torch(array: Array) -> torch.Tensor:
-    """Returns a tensor of the array; 4- and 2-bit types are widened, as torch has none."""
-    array = np.asarray(array)
-    if array.dtype.name in _EXACT_BITS:
-        bits, dtype = _EXACT_BITS[array.dtype.name]
-        return torch.from_numpy(np.array(array.view(bits))).view(dtype)
-    if array.dtype.name in {"int4", "int2"}:
-        return torch.from_numpy(array.astype(np.int8))
-    if array.dtype.name in {"uint4", "uint2"}:
-        return torch.from_numpy(array.astype(np.uint8))
-    if array.dtype.name == "float4_e2m1fn":
-        return torch.from_numpy(array.astype(np.float32))
-    return torch.from_numpy(np.array(array))
-
-
 def run_ours(case: Case) -> list[Any]:
     """Runs our network; raises what it raises."""
     tensors = {name: to_torch(x) for name, x in case.inputs.items()}
@@ -186,60 +223,6 @@ def run_runtime(case: Case) -> list[Any]:
 def run_reference(case: Case) -> list[Any]:
     """Runs onnx.reference."""
     return list(onnx.reference.ReferenceEvaluator(case.model).run(None, case.inputs))
-
-
-def agree(found: Sequence[Any], expected: Sequence[Any], *, of_largest: bool = False) -> bool:
-    """Says whether outputs agree in number, type, shape and values.
-
-    Args:
-        found: Outputs.
-        expected: Outputs that they are compared with.
-        of_largest: Whether a difference is taken relative to the largest entry, as one that comes
-            of rounding is.
-    """
-    pairs = zip(found, expected, strict=False)
-    return len(found) == len(expected) and all(_agree(*p, of_largest=of_largest) for p in pairs)
-
-
-def _agree(found: Any, expected: Any, *, of_largest: bool = False) -> bool:  # noqa: ANN401, PLR0911 - a tensor or a list of them; one for each way to differ
-    if isinstance(expected, list):
-        return isinstance(found, list) and agree(found, expected)
-    if found is None or expected is None:
-        return found is None and expected is None
-    expected = np.asarray(expected)
-    if isinstance(found, torch.Tensor):
-        like = to_torch(expected) if expected.dtype.kind != "U" else None
-        if like is None or found.dtype != like.dtype:
-            return False
-        found, expected = _plain(found), _plain(like)
-    else:
-        found = np.asarray(found)
-        if found.dtype != expected.dtype:
-            return False
-    if found.shape != expected.shape:
-        return False
-    if expected.dtype.kind not in "fcV" and expected.dtype.name not in _EXACT_BITS:
-        return bool(np.array_equal(found, expected))
-    relative, absolute = _tolerance(expected.dtype.name)
-    with np.errstate(invalid="ignore"):  # NaN has no real and imaginary part
-        a, b = found.astype(np.complex128), expected.astype(np.complex128)
-    if of_largest:
-        finite = np.abs(b[np.isfinite(b)])
-        absolute = max(absolute, relative * float(finite.max(initial=0.0)))
-    return bool(np.allclose(a, b, rtol=relative, atol=absolute, equal_nan=True))
-
-
-def _plain(x: torch.Tensor) -> Array:
-    array: Array = (
-        (x.float() if x.dtype.itemsize == 1 and x.is_floating_point() else x).numpy()
-        if (x.dtype != torch.bfloat16)
-        else x.float().numpy().astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
-    )
-    return array
-
-
-def _tolerance(dtype: str) -> tuple[float, float]:
-    return {"float16": (5e-3, 1e-3), "bfloat16": (2e-2, 1e-2)}.get(dtype, (1e-3, 1e-5))
 
 
 def judge_ours(case: Case, runtime: Sequence[Any] | None = None) -> tuple[str, str]:
@@ -285,10 +268,13 @@ def judge(index: int) -> Outcome:
         with contextlib.suppress(Exception):  # as above
             reference = PASS if agree(run_reference(case), case.outputs) else WRONG
         ours, reason = judge_ours(case, answers)
-    return Outcome(index, ours, reason, runtime, reference, by_runtime)
+        truths = [case.outputs] if answers is None else [case.outputs, answers]
+        peers = _PEERS[0].judge(index, truths) if _PEERS else {}
+    return Outcome(index, ours, reason, runtime, reference, by_runtime, peers)
 
 
 _CASES: list[Case] = []
+_PEERS: list[Peers] = []
 
 
 def judge_all(indices: Sequence[int], workers: int) -> Iterator[Outcome]:
@@ -306,13 +292,17 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
         groups.setdefault("node tests" if case.kind == "node" else case.kind, []).append(outcome)
         if case.kind == "node" and case.in_scope:
             groups["in scope"].append(outcome)
-    print(f"{'':20}{'tests':>7}{'ours':>20}{'ONNX Runtime':>20}{'onnx.reference':>20}")
+    peers = _PEERS[0].versions if _PEERS else {}
+    everyone = ["ours", "ONNX Runtime", "onnx.reference", *peers]
+    print(f"{'':20}{'tests':>7}" + "".join(f"{who:>20}" for who in everyone))
     for name, group in groups.items():
         columns = []
-        for who in ("ours", "runtime", "reference"):
-            counts = Counter(getattr(o, who) for o in group)
+        for who in everyone:
+            counts = Counter(o.of(who) for o in group)
             columns.append(" / ".join(str(counts[k]) for k in (PASS, WRONG, UNSUPPORTED)))
         print(f"{name:20}{len(group):>7}" + "".join(f"{c:>20}" for c in columns))
+    known = {"ONNX Runtime": ort.__version__, "onnx": onnx.__version__, "torch": torch.__version__}
+    print(", ".join(f"{who} {version}" for who, version in (known | peers).items()))
     print("pass / wrong / unsupported")
     judged = [_CASES[o.case].name for o in outcomes if o.judged_by_runtime]
     print(f"ONNX Runtime differs from the standard, and is the truth for ours, in {len(judged)}:")
@@ -327,13 +317,21 @@ def main() -> None:
     parser.add_argument("--list-unsupported", action="store_true")
     parser.add_argument("--in-scope", action="store_true", help="the in-scope subset alone")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--peers-python", type=Path, default=os.environ.get("ONNX_AUDIT_PEERS_PYTHON"),
+        help="python of an environment with onnx2torch, onnx2pytorch or onnx2fx",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a peer's test")
     options = parser.parse_args()
     _CASES.extend(load_cases())
     chosen = [
         i for i, case in enumerate(_CASES)
         if re.search(options.only, case.name) and (case.in_scope or not options.in_scope)
     ]  # fmt: skip
-    outcomes = list(judge_all(chosen, options.workers))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.peers_python:
+            _PEERS.append(Peers.ask(options.peers_python, Path(folder), chosen, options.limit))
+        outcomes = list(judge_all(chosen, options.workers))
     for status, wanted in ((WRONG, options.list_wrong), (UNSUPPORTED, options.list_unsupported)):
         for outcome in outcomes:
             case = _CASES[outcome.case]

@@ -38,9 +38,9 @@ ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
 ANCHORED_BUDGET = 60
 """Least budget of which a second start may take its part."""
-RESTART_RIVALS = 4
-RESTART_STEPS = 25
-RESTARTS = ((0.1, True), (0.05, False), (0.3, True), (0.02, False))
+RESTART_RIVALS = 3
+RESTART_STEPS = 18
+RESTARTS = ((0.3, True), (0.1, False), (1.0, True), (0.2, False))
 """Noise of the restarts in turn: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
 STEP = 0.5
@@ -102,6 +102,7 @@ class _Pairs:
     normal: Tensor
     estimate: Tensor
     boost: Tensor
+    reach: Tensor
     steps: int = 0
 
     def pick(self, chosen: Tensor) -> _Pairs:
@@ -113,6 +114,7 @@ class _Pairs:
             self.normal[chosen],
             self.estimate[chosen],
             self.boost[chosen],
+            self.reach[chosen],
             self.steps,
         )
 
@@ -120,10 +122,10 @@ class _Pairs:
 def _start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
     x = search.clip(x, rows)
     one = torch.ones_like(x[:, 0])
-    return _Pairs(rows, rival, x, torch.zeros_like(x), math.inf * one, one)
+    return _Pairs(rows, rival, x, torch.zeros_like(x), math.inf * one, one, search.width * one)
 
 
-def _descend(search: Search, pairs: _Pairs, steps: int) -> None:
+def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> None:
     """Moves each pair towards the nearest point of its averaged linearised boundary."""
     rows = pairs.rows
     origin = search.origin[rows]
@@ -144,11 +146,15 @@ def _descend(search: Search, pairs: _Pairs, steps: int) -> None:
         pairs.boost = torch.where(
             at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
         ).clamp_min(1.0)
-        missing = away.clamp_max(trust) + overshoot * search.width * pairs.boost
+        missing = away.clamp_max(trust) + overshoot * pairs.reach * pairs.boost
         change = search.norm.nearest(normal, missing - passed, lower, upper)
+        pairs.reach = change.norm(dim=1).clamp(TINY, trust)
         pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
-        pairs.x = pairs.x + STEP * (origin + change - pairs.x)
+        share = 1.0 if step == steps - 1 and last else STEP
+        pairs.x = pairs.x + share * (origin + change - pairs.x)
         pairs.steps += 1
+    if last:
+        search.fooled(pairs.x, rows)
 
 
 def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor:
@@ -162,7 +168,7 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     start = search.origin[flat] + NOISE * search.width * noise
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
     order = rivals
-    for stage, steps in stages:
+    for i, (stage, steps) in enumerate(stages):
         width = min(stage, count)
         if width < count:
             estimates = pairs.estimate.reshape(len(rows), count)
@@ -172,8 +178,9 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
             offsets = torch.arange(len(rows), device=best.device)[:, None] * count
             pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
             count = width
-        affordable = int(search.left(rows, budget) // width)
-        _descend(search, pairs, min(max(1, int(steps * share)), affordable))
+        last = i == len(stages) - 1
+        affordable = int((search.left(rows, budget) - 0.5 * last) // width)
+        _descend(search, pairs, min(max(1, int(steps * share)), affordable), last=last)
     return order
 
 
@@ -185,7 +192,7 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
     """
     for scale, around_best in itertools.cycle(RESTARTS):
         width = min(
-            RESTART_RIVALS, order.shape[1], int(search.left(rows, budget) // RESTART_STEPS)
+            RESTART_RIVALS, order.shape[1], int(search.left(rows, budget) // (RESTART_STEPS + 0.5))
         )
         if width < 1:
             return

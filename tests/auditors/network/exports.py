@@ -61,17 +61,32 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc] # untyp
         return next(self._feeds, None)
 
 
-def quantize(content: bytes, inputs: npt.NDArray[np.float32], form: str) -> bytes:
-    """Returns the model in 8 bits: `form` is QDQ or QOperator."""
+def quantize(
+    content: bytes,
+    inputs: npt.NDArray[np.float32],
+    form: str,
+    *,
+    per_channel: bool = False,
+    types: tuple[str, str] = ("QUInt8", "QInt8"),
+) -> bytes:
+    """Returns the model in 8 bits.
+
+    Args:
+        content: The model.
+        inputs: Batch that the ranges are taken from.
+        form: QDQ or QOperator.
+        per_channel: Whether every output channel has its own scale.
+        types: Of activations and of weights.
+    """
     proto = onnx.load_from_string(content)
+    activation, weight = (quantization.QuantType[t] for t in types)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "q.onnx"
         source = Path(folder) / "m.onnx"
         onnx.save(proto, source)
         quantization.quantize_static(
             source, path, _Reader(proto.graph.input[0].name, inputs),
-            quant_format=quantization.QuantFormat[form], per_channel=form == "QDQ",
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
+            quant_format=quantization.QuantFormat[form], per_channel=per_channel,
+            activation_type=activation, weight_type=weight,
         )  # fmt: skip
         return path.read_bytes()

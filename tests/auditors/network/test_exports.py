@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from tests.auditors.network import zoo
-from tests.auditors.network.exports import export, exported, half, quantize
+from tests.auditors.network.exports import exported
 from torch import Tensor, nn
 
 from onnx_auditors.network import Network, Session, load, parity, require
@@ -118,47 +116,6 @@ def test_rows_of_a_rewritten_batch(name: str) -> None:
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(network(leaf)[2].sum(), leaf)
     assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [False, False, True, False, False]
-
-
-@pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_half_precision(name: str) -> None:
-    """A half-precision model has parity at its own rounding, and the float32 form's gradients."""
-    single = exported(name, dynamo=name == "vit", fixed=1)
-    content = half(single)
-    network, x = load(content), inputs(name).half().float()
-    assert network.half_precision
-    result = parity(network, Session(content, output=network.output), x.numpy())
-    require(result)
-    assert result.tolerance < 1e-2
-    scores = network(x)
-    assert scores.dtype == torch.float32
-    weights = torch.linspace(-1, 1, scores.shape[1])
-    assert cosine(network, load(single), x, weights) > 0.999
-
-
-@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
-@pytest.mark.parametrize("name", ["mlp", "vgg"])
-def test_quantized(name: str, form: str) -> None:
-    """An 8-bit model is right to a step of its output, with gradients near the original's."""
-    module = without_squash(name)
-    x = inputs(name, 16)
-    single = export(module, zoo.ZOO[name][1], dynamo=False, fixed=1)
-    content = quantize(single, x.numpy(), form)
-    network, session = load(content), Session(content)
-    result = parity(network, session, x.numpy())
-    require(result)
-    step = output_step(onnx.load_from_string(content))
-    assert result.max_absolute_difference <= 1.001 * step
-    assert network.surrogate
-    weights = torch.linspace(-1, 1, network.classes)
-    assert cosine(network, lambda x: zoo.classify(module, x), x, weights) > 0.9
-
-
-def output_step(proto: onnx.ModelProto) -> float:
-    """Returns the scale of the last operator that leaves 8 bits."""
-    node = next(n for n in reversed(proto.graph.node) if n.op_type == "DequantizeLinear")
-    stored = {t.name: t for t in proto.graph.initializer}
-    return float(numpy_helper.to_array(stored[node.input[1]]))
 
 
 @pytest.mark.parametrize(("name", "fixed"), [("convnext", 1), ("vit", 1), ("resnet", 0)])

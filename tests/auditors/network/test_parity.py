@@ -11,12 +11,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from tests.auditors.network import zoo
-from tests.auditors.network.exports import exported
+from tests.auditors.network.exports import exported, quantize
 from tests.support import graph_model
 
 from onnx_auditors.errors import ParityFailed
 from onnx_auditors.network import Network, Session, load, parity, require
-from onnx_auditors.network.registry import OPERATORS, Operator
+from onnx_auditors.network.registry import MICROSOFT, OPERATORS, Operator
 
 
 def inputs(name: str, rows: int = 5) -> np.ndarray:
@@ -153,3 +153,25 @@ def gradient(network: Network, x: np.ndarray) -> np.ndarray:
     (result,) = torch.autograd.grad(scores.sum(), leaf)
     array: np.ndarray = result.numpy()
     return array
+
+
+@pytest.mark.parametrize(("form", "op_type"), [("QDQ", "Gemm"), ("QOperator", "QGemm")])
+def test_a_fault_in_8_bits_is_found_and_named(
+    form: str, op_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product that is 2 % off fails, also behind parameters quantised to one number."""
+    content = quantize(exported("alexnet", dynamo=False, fixed=1), inputs("alexnet"), form)
+    key = op_type if form == "QDQ" else f"{MICROSOFT}.{op_type}"
+    monkeypatch.setitem(OPERATORS, key, wrong(key, setting("alpha", 0.98)))
+    result = parity(load(content), Session(content), inputs("alexnet"))
+    nodes = onnx.load_from_string(content).graph.node
+    assert not result.passed
+    assert result.first_divergent_value == next(n.output[0] for n in nodes if n.op_type == op_type)
+
+
+def test_parameters_excuse_nothing() -> None:
+    """A parameter quantised to one number does not widen what may differ."""
+    content = quantize(exported("alexnet", dynamo=False, fixed=1), inputs("alexnet"), "QDQ")
+    result = parity(load(content), Session(content), inputs("alexnet"))
+    assert result.passed
+    assert result.tolerance < 0.05
