@@ -180,13 +180,14 @@ def super_deepfool(p: Problem) -> Tensor:
 def apgd(p: Problem, classes: int) -> Tensor:
     """APGD (Croce and Hein 2020), radius by bisection below 1.5 times DeepFool's largest distance.
 
-    Half of the searches fail and then cost all their classes, the others about one.
+    A search that fails costs all its classes, another about one; of three classes at most 2.2 on
+    average were seen.
     """
     found = replace(p, order=max(p.order, 2.0), budget=51)
     apart = p.distance(deepfool(found))
     largest = float(apart[np.isfinite(apart)].max(initial=1e-3))
     bisections = 12 if p.budget >= 500 else 7
-    each = (p.budget - p.evaluations) / bisections / ((classes + 1) / 2) - 2
+    each = (p.budget - p.evaluations) / bisections / (1 + 0.6 * (classes - 1)) - 2
     return _adv_lib(
         p, "minimal_apgd", norm=p.order, max_eps=0.75 * largest, binary_search_steps=bisections,
         targeted_version=classes > 1, num_targets=classes if classes > 1 else None,
@@ -219,19 +220,23 @@ def brendel_bethge(p: Problem) -> Tensor:
 
 
 def carlini_wagner(p: Problem) -> Tensor:
-    """Carlini and Wagner's (2017) L2 attack, nine values of the constant."""
+    """Carlini and Wagner's (2017) L2 attack, four values of the constant."""
     from foolbox.attacks import L2CarliniWagnerAttack  # noqa: PLC0415
 
     model, criterion = _foolbox(p)
     attack = L2CarliniWagnerAttack(
-        binary_search_steps=9, steps=p.budget // 9 - 1, initial_const=1.0, abort_early=False
+        binary_search_steps=4,
+        steps=p.budget // 4 - 1,
+        stepsize=0.05,
+        initial_const=1.0,
+        abort_early=False,
     )
     found: Tensor = attack.run(model, p.x, criterion)
     return found
 
 
 def lbfgs(p: Problem) -> Tensor:
-    """The paper's method by scipy's L-BFGS-B, image by image: ten constants, warm starts."""
+    """The paper's method by scipy's L-BFGS-B, image by image: twenty constants, warm starts."""
     if p.targets is None:
         raise ValueError("the paper's method needs targets")
     return torch.stack([_lbfgs_one(p, x, t) for x, t in zip(p.x, p.targets, strict=True)])
@@ -246,9 +251,9 @@ def _lbfgs_one(p: Problem, x: Tensor, target: Tensor) -> Tensor:
         loss = functional.cross_entropy(p.model(leaf), target[None])
         loss = loss + c * (leaf - x).square().sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return float(loss), gradient.double().numpy().ravel()
+        return float(loss.detach()), gradient.double().numpy().ravel()
 
-    searches = 10
+    searches = 20
     low, high, best, point = 0.0, math.inf, x, x.double().numpy().ravel()
     c = 1.0
     for _ in range(searches):
@@ -270,24 +275,26 @@ Attack = Callable[[Problem], Tensor]
 _COMMON: dict[str, Attack] = {
     "fab_all": lambda p: fab(p, 9),
     "fab_top3": lambda p: fab(p, 3),
-    "apgd_targeted": lambda p: apgd(p, 3),
     "pdpgd": pdpgd,
 }
 ATTACKS: dict[str, dict[str, Attack]] = {
     "l2": {
         "alma": lambda p: alma(p, None), "ddn": ddn, "deepfool": deepfool,
-        "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0), **_COMMON,
+        "super_deepfool": super_deepfool, "fmn": lambda p: fmn(p, 1.0),
+        "apgd_targeted": lambda p: apgd(p, 3), **_COMMON,
     },
-    "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1), "deepfool": deepfool,
-             **_COMMON},
+    "linf": {"fmn": lambda p: fmn(p, 10.0), "apgd": lambda p: apgd(p, 1),
+             "apgd_targeted": lambda p: apgd(p, 3), "deepfool": deepfool, **_COMMON},
     "l1": {"fab": fab_untargeted, "alma": lambda p: alma(p, None),
-           "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0), **_COMMON},
+           "alma_first": lambda p: alma(p, 0.5), "fmn": lambda p: fmn(p, 1.0),
+           "apgd_targeted_l1": lambda p: apgd(p, 3), **_COMMON},
     "l0": {"sigma_zero": sigma_zero, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0), "vfga": vfga},
     "l2_targeted": {"alma": lambda p: alma(p, None), "ddn": ddn,
                     "pdgd": pdgd, "pdpgd": pdpgd, "fmn": lambda p: fmn(p, 1.0)},
 }  # fmt: skip
 ONE_BUDGET = {
     "deepfool": 100, "super_deepfool": 100, "fab_top3": 100, "fab_all": 1000, "vfga": 1000,
+    "apgd_targeted_l1": 1000,
 }  # fmt: skip
 """Attacks that stop by themselves, or of which another form is better at the other budget."""
 SLOW: dict[str, dict[str, Attack]] = {
