@@ -13,8 +13,8 @@ point found.
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,9 @@ ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
 ANCHORED_BUDGET = 60
 """Least budget of which a second start may take its part."""
+ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
+ROUND_STAGES = ((6, 5), (2, 12))
+RIVALS = (0, 0, 1, 1, 0, 0, 2)
 RESTART_RIVALS = 3
 RESTART_STEPS = 18
 RESTARTS = ((0.3, True), (0.1, False), (1.0, True), (0.2, False))
@@ -161,40 +164,71 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     noise = search.noise(rows).repeat_interleave(count, 0)
     start = search.origin[flat] + NOISE * search.width * noise
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
-    order = rivals
+    scaled = [(width, max(1, int(steps * share))) for width, steps in stages]
+    best = _narrow(search, rows, pairs, scaled, budget)
+    order = rivals.clone()
+    order[:, :count] = rivals[:, :count].gather(1, best)
+    return order
+
+
+def _narrow(
+    search: Search,
+    rows: Tensor,
+    pairs: _Pairs,
+    stages: Sequence[tuple[int, int]],
+    budget: float,
+) -> Tensor:
+    """Runs stages of (pairs per row, steps), each with the nearest of the stage before.
+
+    Args:
+        search: The search.
+        rows: Probes, [m].
+        pairs: Equally many pairs for each of the rows, in their order.
+        stages: Pairs per row, which fall, and steps of each stage.
+        budget: Evaluations that each row may have spent at the end.
+
+    Returns:
+        The ranks of the pairs after the first stage that chooses, int64 [m, pairs per row].
+    """
+    count = len(pairs.rows) // len(rows)
+    ranks = torch.arange(count, device=rows.device).expand(len(rows), count)
+    chosen = False
     for i, (stage, steps) in enumerate(stages):
         width = min(stage, count)
         if width < count:
-            estimates = pairs.estimate.reshape(len(rows), count)
-            best = estimates.argsort(dim=1, stable=True)
-            if order is rivals:
-                order = rivals[:, :count].gather(1, best)
-            offsets = torch.arange(len(rows), device=best.device)[:, None] * count
+            best = pairs.estimate.reshape(len(rows), count).argsort(dim=1, stable=True)
+            if not chosen:
+                ranks, chosen = best, True
+            offsets = torch.arange(len(rows), device=rows.device)[:, None] * count
             pairs = pairs.pick((best[:, :width] + offsets).reshape(-1))
             count = width
         last = i == len(stages) - 1
         affordable = int((search.left(rows, budget) - 0.5 * last) // width)
-        _descend(search, pairs, min(max(1, int(steps * share)), affordable), last=last)
-    return order
+        _descend(search, pairs, min(steps, affordable), last=last)
+    return ranks
 
 
 def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
     """Spends what is left on restarts from noise, around the best point and around the probe.
 
-    Around the best point noise finds the neighbouring pieces of the boundary; little noise around
-    the probe finds a way where the larger noise of the beam has led into flat regions.
+    Around the best point noise finds the neighbouring pieces of the boundary; around the probe it
+    finds other ways.
     """
-    for scale, around_best in itertools.cycle(RESTARTS):
-        width = min(
-            RESTART_RIVALS, order.shape[1], int(search.left(rows, budget) // (RESTART_STEPS + 0.5))
-        )
-        if width < 1:
-            return
+    width = len(ROUND)
+    cost = sum(k * steps for k, steps in ROUND_STAGES) + ROUND_STAGES[-1][0] / 2
+    turn = 0
+    while search.left(rows, budget) >= cost:
         flat = rows.repeat_interleave(width)
-        noise = torch.stack([search.noise(rows) for _ in range(width)], 1).flatten(0, 1)
-        if around_best:
-            size = scale * (search.best[flat] - search.origin[flat]).norm(dim=1, keepdim=True)
-            start = search.best[flat] + size / math.sqrt(noise.shape[1]) * noise
-        else:
-            start = search.origin[flat] + scale * search.width * noise
-        _descend(search, _start(search, flat, order[:, :width].reshape(-1), start), RESTART_STEPS)
+        noise = torch.stack([search.noise(rows) for _ in range(width)], 1)
+        size = (search.best[rows] - search.origin[rows]).norm(dim=1) / math.sqrt(noise.shape[2])
+        starts_ = []
+        rival = []
+        for i, (scale, around_best) in enumerate(ROUND):
+            if around_best:
+                starts_.append(search.best[rows] + scale * size[:, None] * noise[:, i])
+            else:
+                starts_.append(search.origin[rows] + scale * search.width * noise[:, i])
+            rival.append(order[:, RIVALS[(turn + i) % len(RIVALS)] % order.shape[1]])
+        turn += width
+        pairs = _start(search, flat, torch.stack(rival, 1).reshape(-1), torch.stack(starts_, 1).flatten(0, 1))
+        _narrow(search, rows, pairs, ROUND_STAGES, budget)
