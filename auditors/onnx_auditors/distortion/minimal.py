@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.distortion import starts
+from onnx_auditors.distortion.lbfgs import lbfgs
 from onnx_auditors.distortion.norms import NORMS
+from onnx_auditors.distortion.penalised import penalised
 from onnx_auditors.distortion.projected import projected
 from onnx_auditors.distortion.search import Logits, Search
 
 LEAST_BUDGET = 2
 """One look at the input and one gradient."""
-METHODS = ("projected",)
+FIRST_LOOK = 0.5
+METHODS: dict[str, Callable[[Search, Tensor, Tensor, float], None]] = {
+    "projected": projected,
+    "lbfgs": lbfgs,
+    "penalised": penalised,
+}
+"""The methods: each searches on for some rows and rivals until the budget's number is spent."""
+L2_METHODS = ("lbfgs", "penalised")
+"""The methods that know L2 alone."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,8 @@ def minimal(
         box: Lower and upper end, numbers or tensors that broadcast to an input.
         targets: Int64 [n], the classes that the answer has to become; any but the label if None.
         seed: Seed of the noise; or one for each input, which then do not depend on each other.
-        methods: Names from `METHODS`, which share the budget; "projected" if None.
+        methods: Names from `METHODS`, which share the budget evenly and pass on what they leave;
+            "projected" if None. "lbfgs" (the paper's) and "penalised" know L2 alone.
         anchors: Points of the box [m, ...] and the network's answers to them, int64 [m], as
             further starts where the budget is 60 or more; none if not given.
         progress: Told from time to time which share of the budget is spent.
@@ -68,8 +79,8 @@ def minimal(
         The examples; each is inside the box and adversarial for the network.
 
     Raises:
-        ValueError: A norm or a method that is not offered, a budget below 2, a target equal to the
-            label.
+        ValueError: A norm or a method that is not offered, a method that does not know the norm, a
+            budget below 2, a target equal to the label.
     """
     _check(norm, budget, labels, targets, methods)
     lower, upper = (torch.as_tensor(end, dtype=inputs.dtype, device=inputs.device) for end in box)
@@ -82,6 +93,7 @@ def minimal(
         norm=NORMS[norm],
         seeds=torch.tensor(seeds, dtype=torch.int64, device=inputs.device),
         targets=targets,
+        anchors=anchors,
         tell=lambda spent: progress(spent / budget),
     )
     everything = torch.arange(len(inputs), device=inputs.device)
@@ -92,11 +104,11 @@ def minimal(
     if len(rows):
         last = starts.BISECTIONS / 2
         rivals = starts.ranking(search, rows, clean[rows])
-        flat = None if anchors is None else (anchors[0].flatten(1), anchors[1])
-        projected(search, rows, rivals, max(budget - last, LEAST_BUDGET), flat)
-        starts.to_boundary(
-            search, rows, min(starts.BISECTIONS, int(2 * search.left(rows, budget)))
-        )
+        available = max(budget - last, LEAST_BUDGET) - FIRST_LOOK
+        names = methods or ("projected",)
+        for count, name in enumerate(names, 1):
+            METHODS[name](search, rows, rivals, FIRST_LOOK + available * count / len(names))
+        starts.to_boundary(search, rows, min(starts.BISECTIONS, int(2 * search.left(rows, budget))))
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )
@@ -116,6 +128,8 @@ def _check(
     for method in methods or ():
         if method not in METHODS:
             raise ValueError(f"method is {method!r}; available: {', '.join(map(repr, METHODS))}")
+        if method in L2_METHODS and norm != "l2":
+            raise ValueError(f"method {method!r} knows the norm 'l2' alone, not {norm!r}")
     if targets is not None and bool((targets == labels).any()):
         row = int((targets == labels).nonzero()[0])
         raise ValueError(f"target {int(targets[row])} of input {row} is its label")

@@ -51,13 +51,8 @@ LEAST_SLOPE = 0.5
 """Least slope along the averaged normal, as a share of the gradient's length."""
 TINY = 1e-12
 
-Anchors = tuple[Tensor, Tensor]
-"""Points of the box [p, d] and the network's answers to them [p]."""
 
-
-def projected(
-    search: Search, rows: Tensor, rivals: Tensor, budget: float, anchors: Anchors | None
-) -> None:
+def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> None:
     """Looks for near adversarial points of some rows.
 
     Args:
@@ -65,16 +60,15 @@ def projected(
         rows: Probes, [m].
         rivals: Classes that each may be taken to, most promising first, [m, k].
         budget: Evaluations that each row may have spent at the end.
-        anchors: Further starts; taken where the budget is 60 or more.
     """
+    anchors = search.anchors
     reserve = ANCHOR_COST if anchors is not None and budget >= ANCHORED_BUDGET else 0.0
-    rivals = _beam(search, rows, rivals, budget - reserve)
+    rivals = _beam(search, rows, rivals, budget - reserve).clone()
     if anchors is not None and reserve:
         places, x, rival = starts.anchored(search, rows, *anchors)
         if len(places):
             _descend(search, _start(search, rows[places], rival, x), ANCHOR_STEPS)
             if search.targets is None:
-                rivals = rivals.clone()
                 rivals[places] = starts.first(rivals[places], rival)
     lost = search.distance[rows].isinf()
     if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from onnx_auditors.distortion import noise
 from onnx_auditors.distortion.norms import Norm
@@ -24,10 +25,10 @@ _BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Margin:
-    """The margin of a batch of points.
+    """A loss at a batch of points.
 
     Attributes:
-        value: Margin to the rival, [m]; negative where the rival wins.
+        value: The loss, [m]; a margin is negative where the rival wins.
         gradient: Its gradient, [m, d].
         excess: Margin to being adversarial at all, [m]; negative where a point is adversarial.
     """
@@ -45,6 +46,7 @@ class Search:
         origin: The probes, [n, d].
         labels: The classes that count as right, int64 [n].
         targets: The classes that are aimed at, int64 [n]; None where any other class will do.
+        anchors: Points of the box [p, d] and the network's answers to them [p]; None without.
         lower: Lower end of the box, [n, d].
         upper: Upper end of the box, [n, d].
         width: Mean width of the box.
@@ -63,6 +65,7 @@ class Search:
         norm: Norm,
         seeds: Tensor,
         targets: Tensor | None = None,
+        anchors: tuple[Tensor, Tensor] | None = None,
         tell: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.norm = norm
@@ -70,6 +73,7 @@ class Search:
         self.origin = inputs.flatten(1)
         self.labels = labels
         self.targets = targets
+        self.anchors = None if anchors is None else (anchors[0].flatten(1), anchors[1])
         self.lower = box[0].expand_as(inputs).flatten(1)
         self.upper = box[1].expand_as(inputs).flatten(1)
         self.width = float((box[1] - box[0]).mean())
@@ -94,18 +98,15 @@ class Search:
 
         It is z_label - z_rival, or max(z_other) - z_target where targets are given.
         """
-        self.charge(rows, 1.0)
-        self._tell(float(self.spent.max()))
-        parts = [
-            self._margin(block, row, other)
-            for block, row, other in zip(
-                torch.split(x, _BLOCK_ROWS),
-                torch.split(rows, _BLOCK_ROWS),
-                torch.split(rival, _BLOCK_ROWS),
-                strict=True,
-            )
-        ]
-        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return self._graded(self._margin, x, rows, rival)
+
+    def cross_entropy(self, x: Tensor, rows: Tensor, rival: Tensor, sharpness: Tensor) -> Margin:
+        """Returns the cross-entropy of points [m, d] to a rival class [m]; costs like `margin`.
+
+        Where targets are given all classes compete, else only the label and the rival do: then it
+        is log(1 + exp(z_label - z_rival)). Logits count times their row's sharpness [m].
+        """
+        return self._graded(self._cross_entropy, x, rows, rival, sharpness)
 
     def excess(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Returns how far scores [m, classes] are from success, [m]; negative is success."""
@@ -151,15 +152,31 @@ class Search:
         self.distance[rows[chosen]] = distance[chosen]
         self.best[rows[chosen]] = x[chosen]
 
-    def _margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        leaf = x.detach().requires_grad_()
-        scores = self._logits(leaf.reshape(-1, *self.shape))
-        if self.targets is None:
-            right = scores.gather(1, self.labels[rows][:, None])
-            margin = (right - scores.gather(1, rival[:, None])).squeeze(1)
-            excess = self.excess(scores.detach(), rows)
-        else:
-            margin = self.excess(scores, rows)
-            excess = margin.detach()
-        (gradient,) = torch.autograd.grad(margin.sum(), leaf)
-        return margin.detach(), gradient, excess
+    def _graded(
+        self, loss: Callable[..., Tensor], x: Tensor, rows: Tensor, *others: Tensor
+    ) -> Margin:
+        self.charge(rows, 1.0)
+        self._tell(float(self.spent.max()))
+        parts = []
+        columns = (torch.split(column, _BLOCK_ROWS) for column in (x, rows, *others))
+        for block, row, *rest in zip(*columns, strict=True):
+            leaf = block.detach().requires_grad_()
+            scores = self._logits(leaf.reshape(-1, *self.shape))
+            value = loss(scores, row, *rest)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            parts.append((value.detach(), gradient, self.excess(scores.detach(), row)))
+        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _margin(self, scores: Tensor, rows: Tensor, rival: Tensor) -> Tensor:
+        if self.targets is not None:
+            return self.excess(scores, rows)
+        right = scores.gather(1, self.labels[rows][:, None])
+        return (right - scores.gather(1, rival[:, None])).squeeze(1)
+
+    def _cross_entropy(
+        self, scores: Tensor, rows: Tensor, rival: Tensor, sharpness: Tensor
+    ) -> Tensor:
+        scores = sharpness[:, None] * scores
+        if self.targets is not None:
+            return functional.cross_entropy(scores, rival, reduction="none")
+        return functional.softplus(self._margin(scores, rows, rival))
