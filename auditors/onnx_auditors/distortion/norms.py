@@ -32,11 +32,13 @@ class Norm:
         size: From changes [n, d] to their sizes, float64 [n]; L0 counts the entries that differ.
         nearest: The shortest step into a half-space within a box. Rows with needed <= 0 get no
             step; where the half-space is out of reach, the step goes as far as the box allows.
+        sparse: Whether points must differ from the probe in few entries.
     """
 
     name: str
     size: Callable[[Tensor], Tensor]
     nearest: Nearest
+    sparse: bool = False
 
 
 def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -113,6 +115,6 @@ NORMS = {
         Norm("l2", lambda change: change.double().norm(dim=1), nearest_l2),
         Norm("linf", lambda change: change.double().abs().amax(1), nearest_linf),
         Norm("l1", lambda change: change.double().abs().sum(1), nearest_l1),
-        Norm("l0", lambda change: (change != 0).sum(1).double(), nearest_l0),
+        Norm("l0", lambda change: (change != 0).sum(1).double(), nearest_l0, sparse=True),
     )
 }

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.distortion import starts
+from onnx_auditors.distortion.cuts import Cuts
 from onnx_auditors.distortion.search import Search
 
 # Lengths are shares of the box's mean width.
@@ -100,6 +101,7 @@ class _Pairs:
     estimate: Tensor
     boost: Tensor
     reach: Tensor
+    cuts: Cuts | None
     steps: int = 0
 
     def pick(self, chosen: Tensor) -> _Pairs:
@@ -112,6 +114,7 @@ class _Pairs:
             self.estimate[chosen],
             self.boost[chosen],
             self.reach[chosen],
+            self.cuts and self.cuts.pick(chosen),
             self.steps,
         )
 
@@ -119,7 +122,10 @@ class _Pairs:
 def _start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
     x = search.clip(x, rows)
     one = torch.ones_like(x[:, 0])
-    return _Pairs(rows, rival, x, torch.zeros_like(x), math.inf * one, one, search.width * one)
+    several = search.targets is not None and search.norm.name == "l2"
+    cuts = Cuts(len(x), x) if several else None
+    normal = torch.zeros_like(x)
+    return _Pairs(rows, rival, x, normal, math.inf * one, one, search.width * one, cuts)
 
 
 def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> None:
@@ -133,8 +139,12 @@ def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> No
         search.offer(pairs.x, rows, at.excess < 0)
         length = at.gradient.norm(dim=1).clamp_min(TINY)
         beta = min(pairs.steps / (pairs.steps + 3), LARGEST_AVERAGE)
-        pairs.normal = beta * pairs.normal + (1 - beta) * at.gradient / length[:, None]
-        normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        unit = at.gradient / length[:, None]
+        if pairs.cuts is None:
+            pairs.normal = beta * pairs.normal + (1 - beta) * unit
+            normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        else:
+            slot, normal = pairs.cuts.renew(at.against, unit, beta)
         overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
         passed = (normal * (pairs.x - origin)).sum(1)
         slope = (at.gradient * normal).sum(1)
@@ -143,12 +153,18 @@ def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> No
         pairs.boost = torch.where(
             at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
         ).clamp_min(1.0)
-        missing = away.clamp_max(trust) + overshoot * pairs.reach * pairs.boost
-        change = search.norm.nearest(normal, missing - passed, lower, upper)
+        needed = away.clamp_max(trust) - passed
+        beyond = overshoot * pairs.reach * pairs.boost
+        if pairs.cuts is None:
+            change = search.norm.nearest(normal, needed + beyond, lower, upper)
+        else:
+            pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
+            change = pairs.cuts.nearest(beyond, lower, upper)
         pairs.reach = change.norm(dim=1).clamp(TINY, trust)
         pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
-        share = 1.0 if step == steps - 1 and last else STEP
-        pairs.x = pairs.x + share * (origin + change - pairs.x)
+        whole = search.norm.sparse or (step == steps - 1 and last)
+        aim = origin + change
+        pairs.x = aim if whole else pairs.x + STEP * (aim - pairs.x)
         pairs.steps += 1
     if last:
         search.fooled(pairs.x, rows)
@@ -162,7 +178,8 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     count = min(stages[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
     noise = search.noise(rows).repeat_interleave(count, 0)
-    start = search.origin[flat] + NOISE * search.width * noise
+    scale = 0.0 if search.norm.sparse else NOISE * search.width
+    start = search.origin[flat] + scale * noise
     pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
     scaled = [(width, max(1, int(steps * share))) for width, steps in stages]
     best = _narrow(search, rows, pairs, scaled, budget)

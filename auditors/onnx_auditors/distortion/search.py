@@ -31,11 +31,13 @@ class Margin:
         value: The loss, [m]; a margin is negative where the rival wins.
         gradient: Its gradient, [m, d].
         excess: Margin to being adversarial at all, [m]; negative where a point is adversarial.
+        against: The strongest class apart from the target, or from the label without targets, [m].
     """
 
     value: Tensor
     gradient: Tensor
     excess: Tensor
+    against: Tensor
 
 
 class Search:
@@ -110,10 +112,7 @@ class Search:
 
     def excess(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Returns how far scores [m, classes] are from success, [m]; negative is success."""
-        own = self.labels[rows] if self.targets is None else self.targets[rows]
-        mine = scores.gather(1, own[:, None]).squeeze(1)
-        others = scores.scatter(1, own[:, None], -math.inf).amax(1)
-        return mine - others if self.targets is None else others - mine
+        return self._standing(scores, rows)[0]
 
     def fooled(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns whether points are adversarial, bool [m], and keeps the best of them."""
@@ -164,8 +163,15 @@ class Search:
             scores = self._logits(leaf.reshape(-1, *self.shape))
             value = loss(scores, row, *rest)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
-            parts.append((value.detach(), gradient, self.excess(scores.detach(), row)))
+            parts.append((value.detach(), gradient, *self._standing(scores.detach(), row)))
         return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _standing(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns how far scores are from success, [m], and the strongest other class, [m]."""
+        own = self.labels[rows] if self.targets is None else self.targets[rows]
+        mine = scores.gather(1, own[:, None]).squeeze(1)
+        others, strongest = scores.scatter(1, own[:, None], -math.inf).max(1)
+        return (mine - others if self.targets is None else others - mine), strongest
 
     def _margin(self, scores: Tensor, rows: Tensor, rival: Tensor) -> Tensor:
         if self.targets is not None:

@@ -1,0 +1,95 @@
+"""Several half-spaces at once: a targeted example must beat every other class, not the best alone.
+
+Near the optimum of a targeted search some other classes tie, and the boundary has an edge there.
+Each pair keeps the linear margins to the last few classes that stood in the way, and the step is
+the nearest point in L2 that meets them all inside the box. Its dual has one multiplier a half-space;
+they are found by coordinate ascent (Hildreth 1957, "A quadratic programming procedure") that starts
+from those of the step before, so that a few sweeps a step are enough.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SLOTS = 4
+"""Half-spaces remembered per pair."""
+OLDEST = 8
+"""Steps after which a half-space that was not renewed is forgotten."""
+SWEEPS = 3
+NEWTON_STEPS = 2
+_TINY = 1e-30
+
+
+class Cuts:
+    """The half-spaces of a batch of pairs, <normal, d> <= -needed, with their multipliers.
+
+    Attributes:
+        classes: The class that each stands for, int64 [m, slots]; -1 where there is none.
+        normals: Unit normals, [m, slots, d].
+        needed: [m, slots].
+        multipliers: [m, slots].
+        ages: Steps since a half-space was last renewed, [m, slots].
+    """
+
+    def __init__(self, pairs: int, like: Tensor) -> None:
+        self.classes = torch.full((pairs, SLOTS), -1, dtype=torch.int64, device=like.device)
+        self.normals = like.new_zeros(pairs, SLOTS, like.shape[1])
+        self.needed = like.new_zeros(pairs, SLOTS)
+        self.multipliers = like.new_zeros(pairs, SLOTS)
+        self.ages = like.new_full((pairs, SLOTS), float(SLOTS))
+
+    def pick(self, chosen: Tensor) -> Cuts:
+        """Returns those of some pairs."""
+        picked = object.__new__(Cuts)
+        for name, value in vars(self).items():
+            setattr(picked, name, value[chosen])
+        return picked
+
+    def renew(self, against: Tensor, gradient: Tensor, average: float) -> tuple[Tensor, Tensor]:
+        """Averages a margin's gradient into the half-space of its class, the oldest if it is new.
+
+        Args:
+            against: The class in the way of each pair, int64 [m].
+            gradient: Normalised gradient of the margin, [m, d].
+            average: Weight of the past.
+
+        Returns:
+            The slot of each pair [m], and its unit normal [m, d].
+        """
+        known = self.classes == against[:, None]
+        slot = torch.where(known.any(1), known.int().argmax(1), self.ages.argmax(1))
+        each = torch.arange(len(slot), device=slot.device)
+        old = known.any(1)[:, None]
+        normal = torch.where(
+            old, average * self.normals[each, slot] + (1 - average) * gradient, gradient
+        )
+        normal = normal / normal.norm(dim=1, keepdim=True).clamp_min(_TINY)
+        self.multipliers[each, slot] *= old.squeeze(1)
+        self.classes[each, slot] = against
+        self.normals[each, slot] = normal
+        self.ages += 1
+        self.ages[each, slot] = 0
+        stale = self.ages > OLDEST
+        self.classes[stale] = -1
+        self.multipliers[stale] = 0
+        return slot, normal
+
+    def nearest(self, beyond: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """Returns about the shortest step in L2 that goes `beyond` [m] all half-spaces in the box."""
+        used = self.classes >= 0
+        pull = torch.einsum("ms,msd->md", self.multipliers, self.normals)
+        for sweep in range(SWEEPS * SLOTS):
+            slot = sweep % SLOTS
+            normal, lam = self.normals[:, slot], self.multipliers[:, slot]
+            rest = pull - lam[:, None] * normal
+            for _ in range(NEWTON_STEPS):
+                wish = -(rest + lam[:, None] * normal)
+                step = torch.clamp(wish, lower, upper)
+                missing = (normal * step).sum(1) + self.needed[:, slot] + beyond
+                slope = (normal.square() * (step == wish)).sum(1)
+                grown = (lam + missing / slope.clamp_min(1e-3)).clamp_min(0)
+                lam = torch.where(used[:, slot], grown, lam)
+            self.multipliers[:, slot] = lam
+            pull = rest + lam[:, None] * normal
+        return torch.clamp(-pull, lower, upper)
