@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SLOTS = 4
+SLOTS = 6
 """Half-spaces remembered per pair."""
-OLDEST = 8
+OLDEST = 12
 """Steps after which a half-space that was not renewed is forgotten."""
 SWEEPS = 3
 NEWTON_STEPS = 2

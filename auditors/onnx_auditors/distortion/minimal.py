@@ -102,13 +102,16 @@ def minimal(
     search.distance[~open_rows] = 0.0
     rows = everything[open_rows]
     if len(rows):
-        last = starts.BISECTIONS / 2
+        # Fewer entries do not lie on the line to the probe.
+        last = 0.0 if search.norm.sparse else starts.BISECTIONS / 2
         rivals = starts.ranking(search, rows, clean[rows])
         available = max(budget - last, LEAST_BUDGET) - FIRST_LOOK
         names = methods or ("projected",)
         for count, name in enumerate(names, 1):
             METHODS[name](search, rows, rivals, FIRST_LOOK + available * count / len(names))
-        starts.to_boundary(search, rows, min(starts.BISECTIONS, int(2 * search.left(rows, budget))))
+        if not search.norm.sparse:
+            steps = min(starts.BISECTIONS, int(2 * search.left(rows, budget)))
+            starts.to_boundary(search, rows, steps)
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onnx_auditors.distortion import starts
+from onnx_auditors.distortion import sparse, starts
 from onnx_auditors.distortion.cuts import Cuts
 from onnx_auditors.distortion.search import Search
 
@@ -77,7 +77,10 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
     lost = search.distance[rows].isinf()
     if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
-    _restarts(search, rows, rivals, budget)
+    if search.norm.sparse:
+        sparse.thin(search, rows, rivals, budget)
+    else:
+        _restarts(search, rows, rivals, budget)
 
 
 @dataclass
