@@ -219,7 +219,7 @@ def _search_part(
             v1.SearchMethod.Name(method).removeprefix("SEARCH_METHOD_").lower()
             for method in config.methods
         ],
-        anchors=anchors,
+        anchors=_useful(anchors, labels, tasks.targets if aimed else None),
         progress=progress,
     )
     examples, predictions = inputs.copy(), clean.copy()
@@ -247,6 +247,18 @@ def _search_part(
     found.distance[places[nearer]] = distance[nearer]
     found.examples[places[nearer]] = examples[nearer]
     found.predictions[places[nearer]] = predictions[nearer]
+
+
+def _useful(anchors: Anchors | None, labels: Indices, targets: Indices | None) -> Anchors | None:
+    """Returns the anchors; None where they hold no start for any of the tasks."""
+    if anchors is None:
+        return None
+    answers = np.unique(anchors[1].cpu().numpy())
+    if targets is None:
+        useful = len(answers) > 1 or bool((labels != answers[0]).any())
+    else:
+        useful = bool(np.isin(targets, answers).any())
+    return anchors if useful else None
 
 
 def _measure(batch: Batch, found: Found) -> None:
