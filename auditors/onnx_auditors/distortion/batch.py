@@ -10,6 +10,7 @@ import torch
 
 from onnx_audit import v1
 from onnx_auditors.context import Context
+from onnx_auditors.network.outputs import Column
 
 _SUMS_TO_ONE = 1e-2
 """How far probabilities in half precision may add up to something else than 1."""
@@ -63,24 +64,35 @@ def look(context: Context, config: v1.DistortionConfig, rows: Indices) -> Batch:
         labels=labels,
         clean=clean,
         targets=_targets(config, scores),
-        confidence=confidence(scores, labels),
+        confidence=confidence(scores, labels, squashed=squashed(context)),
         vanishes=vanishing(context, inputs, labels),
     )
 
 
-def confidence(scores: npt.NDArray[np.float32], labels: Indices) -> npt.NDArray[np.float64]:
-    """Returns the probability of each row's label, float64 [n].
+def squashed(context: Context) -> bool:
+    """Returns whether the file itself turns logits into what it gives as scores."""
+    network = context.network
+    return network.column is Column.PROBABILITY or network.logits != network.output
+
+
+def confidence(
+    scores: npt.NDArray[np.float32], labels: Indices, *, squashed: bool
+) -> npt.NDArray[np.float64]:
+    """Returns the probability of each row's label, float64 [n]; NaN where a score is infinite.
+
+    Scores go through a softmax, which leaves log-probabilities what they are. Only rows of squashed
+    scores without negative entries that add up to 1 are taken as they are: logits may look so too.
 
     Args:
-        scores: Class scores [n, classes]. Rows without negative entries that add up to 1 are
-            probabilities; others go through a softmax, which leaves log-probabilities what they
-            are. NaN where a score is infinite.
+        scores: Class scores [n, classes].
         labels: Classes, [n].
+        squashed: Whether the scores are no logits.
     """
     wide = scores.astype(np.float64)
     with np.errstate(invalid="ignore"):
         powers = np.exp(wide - wide.max(axis=1, keepdims=True))
         given = (wide.min(axis=1) >= 0) & (np.abs(wide.sum(axis=1) - 1) <= _SUMS_TO_ONE)
+    given &= squashed
     chances = np.where(given[:, None], wide, powers / powers.sum(axis=1, keepdims=True))
     picked: npt.NDArray[np.float64] = chances[np.arange(len(labels)), labels]
     return picked

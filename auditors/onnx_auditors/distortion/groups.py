@@ -8,12 +8,15 @@ from onnx_audit import v1
 from onnx_auditors.distortion.table import Bools, Floats, Indices, Table
 from onnx_auditors.estimates import mean, proportion, quantile
 
-_CURVE_POINTS = 33
+_EVEN_RADII, _OWN_RADII = 17, 16
 _CURVE_MARGIN = 1.02
 
 
 def curve(distance: Floats, searched: Bools) -> list[v1.CurvePoint]:
     """Returns the share answered rightly and without an example within each radius.
+
+    The radii are spread evenly up to just beyond the largest distance, and as the distances
+    themselves are: some norms have most of them near 0 and a few far away.
 
     Args:
         distance: Of the probes that take part, [n].
@@ -21,7 +24,9 @@ def curve(distance: Floats, searched: Bools) -> list[v1.CurvePoint]:
     """
     finite = distance[searched & np.isfinite(distance)]
     if len(finite):
-        grid = np.linspace(0, _CURVE_MARGIN * finite.max(), _CURVE_POINTS)
+        even = np.linspace(0, _CURVE_MARGIN * finite.max(), _EVEN_RADII)
+        shares = (np.arange(_OWN_RADII) + 0.5) / _OWN_RADII
+        grid = np.union1d(even, np.quantile(finite, shares, method="inverted_cdf"))
     else:
         grid = np.zeros(1)
     return [

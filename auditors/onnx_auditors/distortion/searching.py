@@ -17,7 +17,7 @@ import torch
 
 from onnx_audit import v1
 from onnx_auditors.context import Context
-from onnx_auditors.distortion.batch import Batch, Indices, confidence
+from onnx_auditors.distortion.batch import Batch, Indices, confidence, squashed
 from onnx_auditors.distortion.confirm import confirm
 from onnx_auditors.distortion.minimal import minimal
 from onnx_auditors.distortion.norms import NORMS
@@ -117,7 +117,8 @@ def search(
     if np.isfinite(found.distance[batch.searched]).any():
         scores = context.scores(found.examples)
         changed = found.outcome == v1.PROBE_OUTCOME_CONFIRMED
-        found.confidence = np.where(changed, confidence(scores, batch.labels), batch.confidence)
+        after = confidence(scores, batch.labels, squashed=squashed(context))
+        found.confidence = np.where(changed, after, batch.confidence)
     return found
 
 

@@ -220,8 +220,8 @@ class ProbeDistortion(_message.Message):
     target: _builtins.int
     """The class aimed at; not set where any class would do, and where each was aimed at."""
     clean_confidence: _builtins.float
-    """Probability of the label on the probe by ONNX Runtime's scores: scores that are not negative and
-    add up to 1 as they are, others through a softmax.
+    """Probability of the label on the probe by ONNX Runtime's scores, which go through a softmax
+    unless the model ends in one, or in a sigmoid of a single score. NaN where scores are infinite.
     """
     adversarial_confidence: _builtins.float
     """The same on the example; equals clean_confidence where there is none."""

@@ -69,9 +69,13 @@ def test_confidence_of_scores_of_every_kind() -> None:
     logits = np.array([[3.0, -1.0, 0.5]], np.float32)
     chances = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
     label = np.array([2])
-    for scores in (logits, logits + 50, np.log(chances), chances):
-        assert confidence(scores.astype(np.float32), label) == pytest.approx(chances[:, 2])
-    assert np.isnan(confidence(np.array([[np.inf, 0, 1]], np.float32), label)).all()
+    kinds = ((logits, False), (logits + 50, False), (np.log(chances), True), (chances, True))
+    for scores, squashed in kinds:
+        found = confidence(scores.astype(np.float32), label, squashed=squashed)
+        assert found == pytest.approx(chances[:, 2])
+    assert np.isnan(confidence(np.array([[np.inf, 0, 1]], np.float32), label, squashed=False)).all()
+    likely = np.array([[1.0, 0, 0]], np.float32)  # logits that might be probabilities
+    assert confidence(likely, np.array([0]), squashed=False) == pytest.approx(np.e / (np.e + 2))
 
 
 def test_artefact_has_original_example_and_difference(files: Files) -> None:
