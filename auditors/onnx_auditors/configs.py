@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidConfig
 
 LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
-NORMS = (v1.NORM_L2,)
+NORMS = (v1.NORM_L2, v1.NORM_LINF, v1.NORM_L1, v1.NORM_L0)
 """The norms that `distortion` offers."""
+METHODS = (v1.SEARCH_METHOD_PROJECTED, v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
+"""The methods of search that `distortion` offers."""
+L2_METHODS = (v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
+"""Those of them that know L2 alone."""
+TARGET_MODES = (
+    v1.TARGET_MODE_UNSPECIFIED,
+    v1.TARGET_MODE_UNTARGETED,
+    v1.TARGET_MODE_LEAST_LIKELY,
+    v1.TARGET_MODE_EVERY_OTHER_CLASS,
+    v1.TARGET_MODE_GIVEN,
+)
 
 
 def check(config: Message) -> None:
@@ -33,10 +47,58 @@ def _check_distortion(config: v1.DistortionConfig) -> None:
         raise InvalidConfig(
             f"{config.max_probes} is negative; 0 audits all probes", field="max_probes"
         )
-    for norm in config.norms:
-        if norm not in NORMS:
-            offered = ", ".join(v1.Norm.Name(known) for known in NORMS)
-            name = v1.Norm.Name(norm) if norm in v1.Norm.values() else str(norm)
-            raise InvalidConfig(f"{name} is not offered; this version has {offered}", field="norms")
-    if len(set(config.norms)) < len(config.norms):
-        raise InvalidConfig("a norm is given twice", field="norms")
+    _check_list(v1.Norm, config.norms, NORMS, "norms", "norm")
+    _check_list(v1.SearchMethod, config.methods, METHODS, "methods", "method")
+    _check_methods(config)
+    _check_targets(config)
+
+
+def _check_list(
+    enum: Any,  # noqa: ANN401 - protobuf's wrapper of an enum
+    given: Iterable[int],
+    offered: Iterable[int],
+    field: str,
+    what: str,
+) -> None:
+    seen = set()
+    for value in given:
+        if value not in offered:
+            names = ", ".join(enum.Name(known) for known in offered)
+            raise InvalidConfig(
+                f"{_name(enum, value)} is not offered; this version has {names}", field=field
+            )
+        if value in seen:
+            raise InvalidConfig(f"a {what} is given twice", field=field)
+        seen.add(value)
+
+
+def _check_methods(config: v1.DistortionConfig) -> None:
+    others = [norm for norm in config.norms if norm != v1.NORM_L2]
+    for method in config.methods:
+        if method in L2_METHODS and others:
+            raise InvalidConfig(
+                f"{v1.SearchMethod.Name(method)} knows NORM_L2 alone, and "
+                f"{v1.Norm.Name(others[0])} is asked for too",
+                field="methods",
+            )
+
+
+def _check_targets(config: v1.DistortionConfig) -> None:
+    mode = config.target_mode
+    if mode not in TARGET_MODES:
+        raise InvalidConfig(f"there is no target mode {mode}", field="target_mode")
+    given = mode == v1.TARGET_MODE_GIVEN
+    if given and not config.HasField("target_class"):
+        raise InvalidConfig("TARGET_MODE_GIVEN needs the class to aim at", field="target_class")
+    if not given and config.HasField("target_class"):
+        raise InvalidConfig(
+            "a class to aim at is given; that takes TARGET_MODE_GIVEN", field="target_class"
+        )
+    if config.target_class < 0:
+        raise InvalidConfig(
+            f"{config.target_class} is negative; classes count from 0", field="target_class"
+        )
+
+
+def _name(enum: Any, value: int) -> str:  # noqa: ANN401 - protobuf's wrapper of an enum
+    return str(enum.Name(value)) if value in enum.values() else str(value)

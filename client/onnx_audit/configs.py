@@ -26,6 +26,25 @@ _SPEC_ENUMS: Final = {
     "model_layout": (v1.Layout.DESCRIPTOR, "LAYOUT_"),
     "channel_order": (v1.ChannelOrder.DESCRIPTOR, "CHANNEL_ORDER_"),
 }
+BUDGETS: Final = {"quick": 100, "standard": 500, "thorough": 2000}
+"""Names of budgets of `distortion`, and their gradient evaluations."""
+
+
+def budget(value: object) -> int:
+    """The gradient evaluations of a budget, given by its name or as a number.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    text = str(value).strip()
+    if text in BUDGETS:
+        return BUDGETS[text]
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ConfigError(
+            f"budget is {value!r}; expected {', '.join(BUDGETS)} or a number of gradient "
+            "evaluations"
+        )
+    return int(text)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -48,13 +67,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def load_auditor_configs(path: Path) -> v1.AuditorConfigs:
     """Reads the configurations of auditors from YAML, in the shape of proto3 JSON.
 
-    An auditor without settings, as in `lipschitz: {}`, runs with its defaults.
+    An auditor without settings, as in `lipschitz: {}`, runs with its defaults. The budget of
+    distortion may be a name of `BUDGETS`.
 
     Raises:
         ConfigError: A field is unknown or has a value of the wrong kind.
     """
     content = {name: value or {} for name, value in read_yaml(path).items()}
     _require_known(content, v1.AuditorConfigs.DESCRIPTOR, str(path), "")
+    distortion = content.get("distortion", {})
+    if isinstance(distortion.get("budget"), str):
+        try:
+            content["distortion"] = distortion | {"budget": budget(distortion["budget"])}
+        except ConfigError as error:
+            raise ConfigError(f"{path}: distortion.{error}") from error
     try:
         return json_format.ParseDict(content, v1.AuditorConfigs())
     except json_format.ParseError as error:

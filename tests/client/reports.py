@@ -7,6 +7,7 @@ import hashlib
 from onnx_audit import v1
 
 ARTEFACT = b"adversarial examples" * 200
+TRAINING = b"inputs and labels" * 100
 MODEL = "models/" + "1" * 64
 PROBES = "probes/" + "2" * 64
 
@@ -45,18 +46,41 @@ def distortion_section() -> v1.DistortionSection:
                 label=label,
                 adversarial_prediction=becomes,
                 distance=distance,
+                clean_confidence=0.875,
+                adversarial_confidence=0.25,
             )
             for probe, outcome, label, becomes, distance in outcomes
         ],
         most_fragile=[2, 0],
+        by_class=[
+            v1.ClassDistortion(
+                label=3, count=1, accuracy=estimate(1, 0.2, 1), median=estimate(0.75, 0.1, 2, 1)
+            )
+        ],
+        class_pairs=[
+            v1.ClassPairDistortion(
+                label=3, adversarial_class=8, confirmed=1, median=estimate(0.75, 0.1, 2, 1)
+            )
+        ],
+        stability=v1.SearchStability(
+            mean_relative_difference=estimate(0.0123, 0, 0.1, 2), repeated=2
+        ),
         artefact=v1.BlobRef(
             sha256=hashlib.sha256(ARTEFACT).hexdigest(),
             size_bytes=len(ARTEFACT),
             media_type="application/vnd.safetensors",
         ),
+        training_set=v1.BlobRef(
+            sha256=hashlib.sha256(TRAINING).hexdigest(),
+            size_bytes=len(TRAINING),
+            media_type="application/vnd.safetensors",
+        ),
     )
     return v1.DistortionSection(
-        config=v1.DistortionConfig(norms=[v1.NORM_L2], budget=500),
+        config=v1.DistortionConfig(
+            norms=[v1.NORM_L2], budget=500, methods=[v1.SEARCH_METHOD_PROJECTED]
+        ),
+        vanishing_gradients=estimate(0.25, 0.01, 0.7, 4),
         clean_accuracy=estimate(0.75, 0.3, 0.95, 4),
         probe_count=4,
         misclassified=1,

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from tests.client.clients import FAST
 from tests.client.fake_service import FakeService, rich_status, serving
 from tests.client.models import write_model
-from tests.client.reports import ARTEFACT, distortion_section, full_report
+from tests.client.reports import ARTEFACT, TRAINING, distortion_section, full_report
 
 import onnx_audit
 from onnx_audit import Client, v1
@@ -52,6 +52,7 @@ def ready(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> FakeService:
     """A service that answers every audit with the full report, and a CLI that retries quickly."""
     report = full_report()
     service.blobs[report.distortion.norms[0].artefact.sha256] = ARTEFACT
+    service.blobs[report.distortion.norms[0].training_set.sha256] = TRAINING
     service.reports["audits/1/report"] = report
     service.events = [
         v1.AuditEvent(
@@ -103,6 +104,7 @@ def test_run_prints_a_summary_and_leaves_report_and_examples(
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     assert "max_absolute_difference" not in text or "clean_accuracy" in text
     assert (out / "distortion-l2.safetensors").read_bytes() == ARTEFACT
+    assert (out / "distortion-l2-training.safetensors").read_bytes() == TRAINING
     audit = ready.audits["audits/1"]
     assert (audit.seed, audit.timeout.seconds) == (7, 120)
     assert audit.auditors == v1.AuditorConfigs(distortion=v1.DistortionConfig(max_probes=3))
@@ -223,6 +225,47 @@ def test_config_file_and_options_join(
     assert both == v1.AuditorConfigs(distortion=linf, lipschitz=v1.LipschitzConfig())
     linf.budget = 9
     assert chosen == v1.AuditorConfigs(distortion=linf, units=v1.UnitsConfig())
+
+
+def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Path, Path]) -> None:
+    """Norms, targets, methods and budgets by name reach the request."""
+    config = files[0].parent / "audit.yaml"
+    config.write_text(
+        "distortion: {budget: quick, target_mode: TARGET_MODE_GIVEN, target_class: 3}\n"
+    )
+    run_audit(address, files, "--norms", "L2, linf,l0", "--budget", "thorough")
+    run_audit(address, files, "--target-class", 0, "--methods", "lbfgs,projected")
+    run_audit(address, files, "--config", config)
+    run_audit(address, files, "--config", config, "--target-mode", "every-other-class")
+    asked = [ready.audits[f"audits/{number}"].auditors.distortion for number in range(1, 5)]
+    given, every = v1.TARGET_MODE_GIVEN, v1.TARGET_MODE_EVERY_OTHER_CLASS
+    methods = [v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PROJECTED]
+    assert asked == [
+        v1.DistortionConfig(norms=[v1.NORM_L2, v1.NORM_LINF, v1.NORM_L0], budget=2000),
+        v1.DistortionConfig(target_mode=given, target_class=0, methods=methods),
+        v1.DistortionConfig(budget=100, target_mode=given, target_class=3),
+        v1.DistortionConfig(budget=100, target_mode=every),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--norms", "l3"),
+        ("--budget", "slow"),
+        ("--budget", "0"),
+        ("--methods", ""),
+        ("--target-mode", "likely"),
+        ("--target-class", "1", "--target-mode", "least-likely"),
+    ],
+)
+def test_refused_options_of_distortion(
+    ready: FakeService, address: str, files: tuple[Path, Path], options: tuple[str, ...]
+) -> None:
+    """What distortion does not offer ends with 2 before any call."""
+    result = run_audit(address, files, *options)
+    assert result.exit_code == 2
+    assert ready.calls == []
 
 
 def test_image_folder_brings_its_layout(ready: FakeService, address: str, tmp_path: Path) -> None:

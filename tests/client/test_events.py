@@ -10,8 +10,9 @@ from tests.client.reports import estimate, full_report
 
 from onnx_audit import v1
 from onnx_audit.cli import events
+from onnx_audit.cli.distortion_view import thinned
 from onnx_audit.cli.events import BarView, PlainView, Tally, event_view
-from onnx_audit.cli.report_view import print_report, thinned
+from onnx_audit.cli.report_view import print_report
 
 DISTORTION = v1.AUDITOR_DISTORTION
 
@@ -156,7 +157,10 @@ def test_most_fragile_probes_come_in_their_order() -> None:
     print_report(Console(file=output, width=160), full_report())
     lines = output.getvalue().split("most fragile probes")[1].splitlines()
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
-    assert rows[:2] == [["2", "1", "7", "0.125"], ["0", "3", "8", "0.75"]]
+    assert rows[:2] == [
+        ["2", "1", "7", "0.125", "0.875", "0.25"],
+        ["0", "3", "8", "0.75", "0.875", "0.25"],
+    ]
 
 
 def test_thinned_curve_keeps_both_ends() -> None:

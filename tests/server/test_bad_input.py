@@ -240,7 +240,7 @@ def test_auditors_that_are_not_offered(
         (v1.DistortionConfig(budget=-1), "audit.auditors.distortion.budget"),
         (v1.DistortionConfig(budget=100_001), "audit.auditors.distortion.budget"),
         (v1.DistortionConfig(max_probes=-1), "audit.auditors.distortion.max_probes"),
-        (v1.DistortionConfig(norms=[v1.NORM_LINF]), "audit.auditors.distortion.norms"),
+        (v1.DistortionConfig(norms=[v1.NORM_L2, v1.NORM_L2]), "audit.auditors.distortion.norms"),
     ],
 )
 def test_configurations_out_of_range(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,22 @@ from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.distortion import section
-from onnx_auditors.distortion.confirm import confirm, sizes
-from onnx_auditors.distortion.minimal import minimal
-from onnx_auditors.distortion.section import warnings
+from onnx_auditors.distortion.batch import Batch, Indices, look
+from onnx_auditors.distortion.memory import batch_rows
+from onnx_auditors.distortion.projected import ANCHORED_BUDGET
+from onnx_auditors.distortion.searching import Anchors, Found, search
+from onnx_auditors.distortion.section import UNITS, warnings
+from onnx_auditors.distortion.table import SEARCHED
+from onnx_auditors.errors import InvalidConfig
 from onnx_auditors.estimates import quantile
 
 _DEFAULT_BUDGET = 500
 _SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
-_BATCH = 32
 _ANCHORS = 512
-_PROBE_SEED, _NOISE_SEED, _ANCHOR_SEED = 1, 2, 3
-
-Rows = npt.NDArray[np.int64]
+_MOST_REPEATED, _REPEATED_SHARE = 32, 4
+_PROBE_SEED, _ANCHOR_SEED, _REPEATED_SEED = 1, 3, 5
+_MOST_CLASSES = 100
+"""Beyond it, a search towards every other class would take longer than anybody waits."""
 
 
 class DistortionAuditor:
@@ -34,17 +38,34 @@ class DistortionAuditor:
     kind = v1.AUDITOR_DISTORTION
     partial_type = v1.DistortionPartial
 
-    def resolve(self, config: v1.DistortionConfig, context: Context) -> v1.DistortionConfig:  # noqa: ARG002 - the contract's signature
+    def resolve(self, config: v1.DistortionConfig, context: Context) -> v1.DistortionConfig:
         """Returns a copy with every default filled in.
 
         Raises:
-            InvalidConfig: A norm that this version lacks, or a number out of range.
+            InvalidConfig: Something that this version lacks, a number out of range, a target that
+                the model does not have, or more classes than can all be aimed at.
         """
         configs.check(config)
+        classes = context.network.classes
+        if config.HasField("target_class") and config.target_class >= classes:
+            raise InvalidConfig(
+                f"class {config.target_class} is aimed at, but the model has {classes} classes; "
+                "they count from 0",
+                field="target_class",
+            )
+        if config.target_mode == v1.TARGET_MODE_EVERY_OTHER_CLASS and classes > _MOST_CLASSES:
+            raise InvalidConfig(
+                f"the model has {classes} classes; every other class can be aimed at with at most "
+                f"{_MOST_CLASSES}: use TARGET_MODE_LEAST_LIKELY or TARGET_MODE_GIVEN",
+                field="target_mode",
+            )
         return v1.DistortionConfig(
             norms=list(config.norms) or [v1.NORM_L2],
             budget=config.budget or _DEFAULT_BUDGET,
             max_probes=config.max_probes,
+            target_mode=config.target_mode or v1.TARGET_MODE_UNTARGETED,
+            target_class=config.target_class if config.HasField("target_class") else None,
+            methods=list(config.methods) or [v1.SEARCH_METHOD_PROJECTED],
         )
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
@@ -60,31 +81,49 @@ class DistortionAuditor:
         Raises:
             ModelFailed: ONNX Runtime could not run the model.
         """
-        rows = _audited(config, context)
+        rows, twice = _audited(config, context)
         size = _shard_size(len(rows))
         begin, end = shard * size, min((shard + 1) * size, len(rows))
-        norm = v1.DistortionPartial.NormPartial(norm=v1.NORM_L2)
-        anchors = _anchors(context)
-        running: v1.Estimate | None = None
-        for first in range(begin, end, _BATCH):
-            batch = rows[first : min(first + _BATCH, end)]
+        rows, twice = rows[begin:end], twice[begin:end]
+        step = batch_rows(context)
+        anchors = _anchors(context, step) if config.budget >= ANCHORED_BUDGET else None
+        parts = [v1.DistortionPartial.NormPartial(norm=norm) for norm in config.norms]
+        examples: list[list[bytes]] = [[] for _ in parts]
+        for first in range(0, len(rows), step):
+            chosen = slice(first, first + step)
+            batch = look(context, config, rows[chosen])
+            for i, part in enumerate(parts):
+                label, running = f"median {UNITS[part.norm]}", _running_median(part)
 
-            def tell(
-                share: float,
-                before: int = first - begin,
-                count: int = len(batch),
-                running: v1.Estimate | None = running,
-            ) -> None:
-                progress(before + share * count, end - begin, running, "median L2")
+                def tell(
+                    share: float,
+                    begun: float = first + i / len(parts) * len(batch.rows),
+                    length: float = len(batch.rows) / len(parts),
+                    running: v1.Estimate | None = running,
+                    label: str = label,
+                ) -> None:
+                    # The whole is only reported done once its last figure is there.
+                    done = min(begun + share * length, math.nextafter(len(rows), 0))
+                    progress(done, len(rows), running, label)
 
-            probes, examples = _audit(context, batch, config.budget, anchors, tell)
-            norm.probes.extend(probes)
-            norm.examples += examples.tobytes()
-            running = running_median(norm.probes)
-            progress(first + len(batch) - begin, end - begin, running, "median L2")
-        return v1.DistortionPartial(
-            begin=begin, end=end, norms=[norm], dimension=math.prod(context.input_map.probe_shape)
-        )
+                found = search(
+                    context,
+                    config,
+                    batch,
+                    part.norm,
+                    twice=twice[chosen],
+                    anchors=anchors,
+                    size=step,
+                    progress=tell,
+                )
+                _add(part, batch, found, first)
+                examples[i].append(found.examples.tobytes())
+                done = first + len(batch.rows) * (i + 1) / len(parts)
+                progress(done, len(rows), _running_median(part), label)
+        for part, blocks in zip(parts, examples, strict=True):
+            part.examples = b"".join(blocks)
+        dimension = math.prod(context.input_map.probe_shape)
+        return v1.DistortionPartial(begin=begin, end=end, norms=parts, dimension=dimension)
 
     def merge(
         self,
@@ -94,24 +133,19 @@ class DistortionAuditor:
         save: SaveArtefact,
     ) -> v1.DistortionSection:
         """Joins the partials of all shards, in their order, into the section."""
-        return section.merge(
-            config,
-            partials,
-            context.input_map.probe_shape,
-            labelled=context.probes.labels is not None,
-            seed=context.seed,
-            save=save,
-        )
+        return section.merge(config, context, partials, save)
 
     def warnings(self, section: v1.DistortionSection, context: Context) -> list[v1.ReportWarning]:
         """Says whether the model's errors on the probes themselves look like a wrong input spec."""
         return warnings(section, context.network.classes)
 
 
-def running_median(probes: Sequence[v1.ProbeDistortion]) -> v1.Estimate:
-    """Returns the median distance of the probes so far that are answered rightly."""
-    right = [p.distance for p in probes if p.outcome != v1.PROBE_OUTCOME_MISCLASSIFIED]
-    return quantile(np.array(right, dtype=np.float64), 0.5, "L2")
+def _running_median(part: v1.DistortionPartial.NormPartial) -> v1.Estimate | None:
+    """Returns the median distance of the probes that were searched so far; None before any."""
+    if not part.probes:
+        return None
+    right = [p.distance for p in part.probes if p.outcome in SEARCHED]
+    return quantile(np.array(right, dtype=np.float64), 0.5, UNITS[part.norm])
 
 
 def _probe_count(config: v1.DistortionConfig, context: Context) -> int:
@@ -125,93 +159,54 @@ def _shard_size(count: int) -> int:
     return min(_SHARD_PROBES, -(-count // _SHARDS))
 
 
-def _audited(config: v1.DistortionConfig, context: Context) -> Rows:
-    """Returns the indices of the audited probes, rising."""
+def _audited(
+    config: v1.DistortionConfig, context: Context
+) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Returns the indices of the audited probes, rising, and which are searched twice."""
     total, count = context.summary.count, _probe_count(config, context)
-    if count == total:
-        return np.arange(total)
-    rng = np.random.default_rng([context.seed, _PROBE_SEED])
-    return np.sort(rng.choice(total, size=count, replace=False))
+    rows = np.arange(total)
+    if count < total:
+        rng = np.random.default_rng([context.seed, _PROBE_SEED])
+        rows = np.sort(rng.choice(total, size=count, replace=False))
+    repeated = min(_MOST_REPEATED, -(-count // _REPEATED_SHARE))
+    rng = np.random.default_rng([context.seed, _REPEATED_SEED])
+    twice = np.zeros(count, dtype=bool)
+    twice[rng.choice(count, size=repeated, replace=False)] = True
+    return rows, twice
 
 
-def _noise_seeds(context: Context, rows: Rows) -> list[int]:
-    """Returns a seed for each probe that depends on the audit's seed and its index alone."""
-    return [
-        int(
-            np.random.SeedSequence([context.seed, _NOISE_SEED, int(row)])
-            .generate_state(1, np.uint64)
-            .view(np.int64)[0]
-        )
-        for row in rows
-    ]
-
-
-def _anchors(context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+def _anchors(context: Context, step: int) -> Anchors:
     """Returns some probes, the same for every shard, and the network's answers to them."""
     total = context.summary.count
     rng = np.random.default_rng([context.seed, _ANCHOR_SEED])
     rows = np.sort(rng.choice(total, size=min(total, _ANCHORS), replace=False))
     points = torch.from_numpy(context.inputs(rows)).to(context.device)
     with torch.no_grad():
-        answers = [context.logits(block).argmax(1) for block in torch.split(points, _BATCH)]
+        answers = [context.logits(block).argmax(1) for block in torch.split(points, step)]
     return points, torch.cat(answers)
 
 
-def _audit(
-    context: Context,
-    rows: Rows,
-    budget: int,
-    anchors: tuple[torch.Tensor, torch.Tensor],
-    progress: Callable[[float], None],
-) -> tuple[list[v1.ProbeDistortion], npt.NDArray[np.float32]]:
-    """Returns results and examples of some probes."""
-    inputs = context.inputs(rows)
-    clean = context.scores(inputs).argmax(axis=1).astype(np.int64)
-    given = context.labels(rows)
-    labels = clean if given is None else given
-    right = np.flatnonzero(clean == labels)
-    found, spent = inputs.copy(), np.zeros(len(rows), dtype=np.int64)
-    has_example = np.zeros(len(rows), dtype=bool)
-    if len(right):
-        result = minimal(
-            context.logits,
-            torch.from_numpy(inputs[right]).to(context.device),
-            torch.from_numpy(labels[right]).to(context.device),
-            budget=budget,
-            box=(context.input_map.lower, context.input_map.upper),
-            seed=_noise_seeds(context, rows[right]),
-            anchors=anchors,
-            progress=progress,
-        )
-        found[right] = result.examples.cpu().numpy()
-        spent[right] = result.evaluations.cpu().numpy()
-        has_example[right] = result.distance.isfinite().cpu().numpy()
-    tried = np.flatnonzero(has_example)
-    examples, adversarial = inputs.copy(), clean.copy()
-    outcome = np.full(len(rows), v1.PROBE_OUTCOME_NOT_FOUND)
-    outcome[clean != labels] = v1.PROBE_OUTCOME_MISCLASSIFIED
-    if len(tried):
-        told = confirm(context, inputs[tried], found[tried], labels[tried], clean[tried])
-        examples[tried], adversarial[tried] = told.examples, told.predictions
-        outcome[tried] = np.where(
-            told.confirmed, v1.PROBE_OUTCOME_CONFIRMED, v1.PROBE_OUTCOME_UNCONFIRMED
-        )
-    distance = np.where(np.isin(outcome, _WITH_DISTANCE), sizes(inputs, examples), np.inf)
-    root = math.sqrt(math.prod(inputs.shape[1:]))
-    probes = [
+def _add(part: v1.DistortionPartial.NormPartial, batch: Batch, found: Found, first: int) -> None:
+    """Adds what was found for a batch, which begins at a position of the shard."""
+    part.probes.extend(
         v1.ProbeDistortion(
-            probe=int(rows[i]),
-            outcome=v1.ProbeOutcome.ValueType(outcome[i]),
-            label=int(labels[i]),
-            clean_prediction=int(clean[i]),
-            adversarial_prediction=int(adversarial[i]),
-            distance=float(distance[i]),
-            rms=float(distance[i]) / root,
-            evaluations=int(spent[i]),
+            probe=int(batch.rows[i]),
+            outcome=v1.ProbeOutcome.ValueType(int(found.outcome[i])),
+            label=int(batch.labels[i]),
+            clean_prediction=int(batch.clean[i]),
+            adversarial_prediction=int(found.predictions[i]),
+            distance=float(found.distance[i]),
+            rms=float(found.rms[i]),
+            evaluations=int(found.spent[i]),
+            target=int(batch.targets[i]) if batch.targets[i] >= 0 else None,
+            clean_confidence=float(batch.confidence[i]),
+            adversarial_confidence=float(found.confidence[i]),
+            gradient_vanishes=bool(batch.vanishes[i]),
         )
-        for i in range(len(rows))
-    ]
-    return probes, examples
-
-
-_WITH_DISTANCE = (v1.PROBE_OUTCOME_CONFIRMED, v1.PROBE_OUTCOME_MISCLASSIFIED)
+        for i in range(len(batch.rows))
+    )
+    if found.by_class is not None:
+        part.class_distances += found.by_class.tobytes()
+    again = np.flatnonzero(~np.isnan(found.again))
+    part.repeated_positions.extend((again + first).tolist())
+    part.repeated_distances.extend(found.again[again].tolist())

@@ -7,58 +7,55 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as to_safetensors
 
 from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
+from onnx_auditors.context import Context
+from onnx_auditors.distortion import artefacts, groups
+from onnx_auditors.distortion.table import Table, most_fragile
 from onnx_auditors.estimates import mean, proportion, quantile
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-_CURVE_POINTS = 33
-_CURVE_MARGIN = 1.02
+UNITS = {v1.NORM_L0: "L0", v1.NORM_L1: "L1", v1.NORM_L2: "L2", v1.NORM_LINF: "Linf"}
+"""The units of distances."""
 _MOST_FRAGILE = 20
 _LISTED_PROBES = 4096
-_MEDIA_TYPE = "application/vnd.safetensors"
-_UNITS = {v1.NORM_L0: "L0", v1.NORM_L1: "L1", v1.NORM_L2: "L2", v1.NORM_LINF: "Linf"}
 _BOOTSTRAP_SEED = 3
 
 
 def merge(
     config: v1.DistortionConfig,
+    context: Context,
     partials: Sequence[v1.DistortionPartial],
-    probe_shape: Sequence[int],
-    *,
-    labelled: bool,
-    seed: int,
     save: SaveArtefact,
 ) -> v1.DistortionSection:
     """Joins partials, in the order of their shards, into the section.
 
     Args:
         config: The resolved configuration.
+        context: Probes and seed.
         partials: Results of the shards.
-        probe_shape: Shape of one probe.
-        labelled: Whether labels were given; without them the clean accuracy is 1 by definition.
-        seed: The audit's seed.
         save: Keeps the artefacts.
     """
-    norms = [
-        _norm(norm, [partial.norms[i] for partial in partials], probe_shape, seed, save)
-        for i, norm in enumerate(config.norms)
+    tables = [
+        Table.of([partial.norms[i] for partial in partials]) for i in range(len(config.norms))
     ]
-    rows = [probe for partial in partials for probe in partial.norms[0].probes]
-    wrong = sum(row.outcome == v1.PROBE_OUTCOME_MISCLASSIFIED for row in rows)
-    if labelled:
-        accuracy = proportion(len(rows) - wrong, len(rows))
-    else:
-        accuracy = v1.Estimate(value=1.0, count=len(rows), unit="1")
+    first = tables[0]
+    originals = context.inputs(first.integers("probe"))
+    labelled = context.probes.labels is not None
+    count = len(first.rows)
+    right = int((first.integers("clean_prediction") == first.label).sum())
     return v1.DistortionSection(
         config=config,
-        clean_accuracy=accuracy,
-        probe_count=len(rows),
-        misclassified=wrong,
-        norms=norms,
-        dimension=math.prod(probe_shape),
+        clean_accuracy=groups.accuracy(right, count, labelled=labelled),
+        probe_count=count,
+        misclassified=count - right,
+        norms=[
+            _norm(norm, table, originals, context.seed, save, labelled=labelled)
+            for norm, table in zip(config.norms, tables, strict=True)
+        ],
+        dimension=math.prod(originals.shape[1:]),
+        vanishing_gradients=proportion(sum(row.gradient_vanishes for row in first.rows), count),
     )
 
 
@@ -99,75 +96,36 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
 
 def _norm(
     norm: v1.Norm.ValueType,
-    parts: Sequence[v1.DistortionPartial.NormPartial],
-    probe_shape: Sequence[int],
+    table: Table,
+    originals: npt.NDArray[np.float32],
     seed: int,
     save: SaveArtefact,
+    *,
+    labelled: bool,
 ) -> v1.NormDistortion:
-    rows = [probe for part in parts for probe in part.probes]
-    outcome = np.array([row.outcome for row in rows])
-    distance = np.array([row.distance for row in rows], dtype=np.float64)
-    rms = np.array([row.rms for row in rows], dtype=np.float64)
-    confirmed = outcome == v1.PROBE_OUTCOME_CONFIRMED
-    right = outcome != v1.PROBE_OUTCOME_MISCLASSIFIED
-    unit = _UNITS[norm]
+    confirmed, searched, unit = table.confirmed, table.searched, UNITS[norm]
+    part = table.takes_part
     bootstrap = int(np.random.SeedSequence([seed, _BOOTSTRAP_SEED, norm]).generate_state(1)[0])
+    training = artefacts.training_set(table, originals.shape[1:])
     return v1.NormDistortion(
         norm=norm,
-        mean=mean(distance[confirmed], unit, bootstrap),
-        mean_rms=mean(rms[confirmed], "rms", bootstrap),
+        mean=mean(table.distance[confirmed], unit, bootstrap),
+        mean_rms=mean(table.floats("rms")[confirmed], "rms", bootstrap),
         quantiles=[
-            v1.Quantile(probability=p, estimate=quantile(distance[right], p, unit))
+            v1.Quantile(probability=p, estimate=quantile(table.distance[searched], p, unit))
             for p in QUANTILES
         ],
-        robust_accuracy=_curve(distance, right),
+        robust_accuracy=groups.curve(table.distance[part], searched[part]),
         confirmed=int(confirmed.sum()),
-        unconfirmed=int((outcome == v1.PROBE_OUTCOME_UNCONFIRMED).sum()),
-        not_found=int((outcome == v1.PROBE_OUTCOME_NOT_FOUND).sum()),
-        evaluations=sum(row.evaluations for row in rows),
-        probes=rows if len(rows) <= _LISTED_PROBES else [],
-        most_fragile=_most_fragile(rows),
-        artefact=save(_artefact(rows, parts, probe_shape), _MEDIA_TYPE),
-    )
-
-
-def _curve(distance: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> list[v1.CurvePoint]:
-    """Returns the share answered rightly and without an example within each radius."""
-    finite = distance[right & np.isfinite(distance)]
-    if len(finite):
-        grid = np.linspace(0, _CURVE_MARGIN * finite.max(), _CURVE_POINTS)
-    else:
-        grid = np.zeros(1)
-    return [
-        v1.CurvePoint(x=x, y=proportion(int((right & (distance > x)).sum()), len(distance)))
-        for x in grid.tolist()
-    ]
-
-
-def _most_fragile(rows: Sequence[v1.ProbeDistortion]) -> list[int]:
-    positive = [row for row in rows if 0 < row.distance < math.inf]
-    positive.sort(key=lambda row: (row.distance, row.probe))
-    return [row.probe for row in positive[:_MOST_FRAGILE]]
-
-
-def _artefact(
-    rows: Sequence[v1.ProbeDistortion],
-    parts: Sequence[v1.DistortionPartial.NormPartial],
-    probe_shape: Sequence[int],
-) -> bytes:
-    """Returns the safetensors blob with a row for every audited probe."""
-    examples = np.frombuffer(b"".join(part.examples for part in parts), dtype="<f4")
-    return to_safetensors(
-        {
-            "probe": np.array([row.probe for row in rows], dtype=np.int64),
-            "label": np.array([row.label for row in rows], dtype=np.int64),
-            "clean_prediction": np.array([row.clean_prediction for row in rows], dtype=np.int64),
-            "adversarial_prediction": np.array(
-                [row.adversarial_prediction for row in rows], dtype=np.int64
-            ),
-            "outcome": np.array([row.outcome for row in rows], dtype=np.int64),
-            "distance": np.array([row.distance for row in rows], dtype=np.float64),
-            "rms": np.array([row.rms for row in rows], dtype=np.float64),
-            "example": examples.reshape(len(rows), *probe_shape),
-        }
+        unconfirmed=int((table.outcome == v1.PROBE_OUTCOME_UNCONFIRMED).sum()),
+        not_found=int((table.outcome == v1.PROBE_OUTCOME_NOT_FOUND).sum()),
+        target_is_label=int((~part).sum()),
+        evaluations=sum(row.evaluations for row in table.rows),
+        probes=table.rows if len(table.rows) <= _LISTED_PROBES else [],
+        most_fragile=most_fragile(table, _MOST_FRAGILE),
+        by_class=groups.by_class(table, unit, labelled=labelled),
+        class_pairs=groups.class_pairs(table, unit),
+        stability=groups.stability(table, bootstrap),
+        artefact=save(artefacts.examples(table, originals), artefacts.MEDIA_TYPE),
+        training_set=None if training is None else save(training, artefacts.MEDIA_TYPE),
     )

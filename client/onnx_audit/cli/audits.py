@@ -14,7 +14,8 @@ from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import short_digest, state_name
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json, print_rows
-from onnx_audit.cli.report_view import print_facts, spec_text
+from onnx_audit.cli.report_view import spec_text
+from onnx_audit.cli.tables import print_facts
 from onnx_audit.status import require_success
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from onnx_audit import v1
+from onnx_audit.cli.distortion_options import apply, distortion_options
 from onnx_audit.cli.events import EventView, event_view
 from onnx_audit.cli.figures import state_name
 from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
@@ -18,7 +19,7 @@ from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
 from onnx_audit.client import Client
 from onnx_audit.configs import load_auditor_configs
-from onnx_audit.errors import ConfigError, FailedPrecondition
+from onnx_audit.errors import FailedPrecondition
 from onnx_audit.onnx_files import external_locations
 from onnx_audit.probes import load_probes
 from onnx_audit.requests import auditor_configs
@@ -38,6 +39,8 @@ EXIT_BY_VERDICT: Final = {
         "\b\n"
         "Examples:\n"
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --norms l2,linf --budget quick\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --target-mode least-likely\n"
         "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
         "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
         "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
@@ -64,17 +67,11 @@ EXIT_BY_VERDICT: Final = {
     "config_path",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file with settings of auditors, such as `distortion: {norms: [NORM_LINF]}`.",
+    help="YAML file with settings of auditors, such as `distortion: {norms: [NORM_LINF], budget: "
+    "quick}`.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of every random draw.")
-@click.option(
-    "--max-probes", type=click.IntRange(min=1), help="Audit distortion on so many probes only."
-)
-@click.option(
-    "--budget",
-    type=click.IntRange(min=1),
-    help="Gradient evaluations of distortion per probe and norm.  [default: 500]",
-)
+@distortion_options
 @spec_options
 @click.option(
     "--timeout", metavar="DURATION", callback=seconds, help="Longest run, such as 90s, 10m or 2h."
@@ -84,7 +81,7 @@ EXIT_BY_VERDICT: Final = {
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_OUT,
-    help="Folder for report.json and the adversarial examples.",
+    help="Folder for report.json, the adversarial examples and the training sets made of them.",
 )
 @connection_options
 @click.option("--json", "json_output", is_flag=True, help="Print the report as JSON, nothing else.")
@@ -97,8 +94,7 @@ def run(
     auditors: str | None,
     config_path: Path | None,
     seed: int,
-    max_probes: int | None,
-    budget: int | None,
+    distortion: v1.DistortionConfig,
     spec: v1.InputSpec,
     timeout: float | None,
     out: Path,
@@ -111,7 +107,7 @@ def run(
     (probe - mean) / std in its own layout. What these options leave out is worked out where it is
     safe to, and said; where it is not, the audit is refused with the options to add.
     """
-    configs = chosen_configs(auditors, config_path, max_probes=max_probes, budget=budget)
+    configs = chosen_configs(auditors, config_path, distortion)
     external_locations(model)  # says at once whether it is ONNX
     probes = load_probes(probes_path)
     console = people(json_output=json_output)
@@ -135,7 +131,7 @@ def run(
 
 
 def chosen_configs(
-    auditors: str | None, config: Path | None, *, max_probes: int | None, budget: int | None
+    auditors: str | None, config: Path | None, distortion: v1.DistortionConfig
 ) -> v1.AuditorConfigs:
     """The auditors to run with their settings; options stand in for values of the file.
 
@@ -152,13 +148,7 @@ def chosen_configs(
         configs = chosen
     if not configs.ListFields():
         configs = auditor_configs(["distortion"])
-    for option, value in (("max_probes", max_probes), ("budget", budget)):
-        if value is None:
-            continue
-        if not configs.HasField("distortion"):
-            flag = option.replace("_", "-")
-            raise ConfigError(f"--{flag} is a setting of distortion, which does not run")
-        setattr(configs.distortion, option, value)
+    apply(distortion, configs)
     return configs
 
 

@@ -25,25 +25,35 @@ _sym_db = _symbol_database.Default()
 from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eonnx_audit/v1/distortion.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"Z\n\x10\x44istortionConfig\x12\"\n\x05norms\x18\x01 \x03(\x0e\x32\x13.onnx_audit.v1.Norm\x12\x0e\n\x06\x62udget\x18\x02 \x01(\x05\x12\x12\n\nmax_probes\x18\x03 \x01(\x03\"\xcb\x01\n\x0fProbeDistortion\x12\r\n\x05probe\x18\x01 \x01(\x03\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.onnx_audit.v1.ProbeOutcome\x12\r\n\x05label\x18\x03 \x01(\x03\x12\x18\n\x10\x63lean_prediction\x18\x04 \x01(\x03\x12\x1e\n\x16\x61\x64versarial_prediction\x18\x05 \x01(\x03\x12\x10\n\x08\x64istance\x18\x06 \x01(\x01\x12\x0b\n\x03rms\x18\x07 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x08 \x01(\x03\"\xa5\x03\n\x0eNormDistortion\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12%\n\x04mean\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12)\n\x08mean_rms\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tquantiles\x18\x04 \x03(\x0b\x32\x17.onnx_audit.v1.Quantile\x12\x32\n\x0frobust_accuracy\x18\x05 \x03(\x0b\x32\x19.onnx_audit.v1.CurvePoint\x12\x11\n\tconfirmed\x18\x06 \x01(\x03\x12\x13\n\x0bunconfirmed\x18\x07 \x01(\x03\x12\x11\n\tnot_found\x18\x08 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\t \x01(\x03\x12.\n\x06probes\x18\n \x03(\x0b\x32\x1e.onnx_audit.v1.ProbeDistortion\x12\x14\n\x0cmost_fragile\x18\x0b \x03(\x03\x12(\n\x08\x61rtefact\x18\x0c \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\"\xe2\x01\n\x11\x44istortionSection\x12/\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1f.onnx_audit.v1.DistortionConfig\x12/\n\x0e\x63lean_accuracy\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x13\n\x0bprobe_count\x18\x03 \x01(\x03\x12\x15\n\rmisclassified\x18\x04 \x01(\x03\x12,\n\x05norms\x18\x05 \x03(\x0b\x32\x1d.onnx_audit.v1.NormDistortion\x12\x11\n\tdimension\x18\x06 \x01(\x03\"\xf3\x01\n\x11\x44istortionPartial\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\x12;\n\x05norms\x18\x03 \x03(\x0b\x32,.onnx_audit.v1.DistortionPartial.NormPartial\x12\x11\n\tdimension\x18\x04 \x01(\x03\x1ar\n\x0bNormPartial\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12.\n\x06probes\x18\x02 \x03(\x0b\x32\x1e.onnx_audit.v1.ProbeDistortion\x12\x10\n\x08\x65xamples\x18\x03 \x01(\x0c*\xa7\x01\n\x0cProbeOutcome\x12\x1d\n\x19PROBE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROBE_OUTCOME_CONFIRMED\x10\x01\x12\x1f\n\x1bPROBE_OUTCOME_MISCLASSIFIED\x10\x02\x12\x1b\n\x17PROBE_OUTCOME_NOT_FOUND\x10\x03\x12\x1d\n\x19PROBE_OUTCOME_UNCONFIRMED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eonnx_audit/v1/distortion.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"\xe4\x01\n\x10\x44istortionConfig\x12\"\n\x05norms\x18\x01 \x03(\x0e\x32\x13.onnx_audit.v1.Norm\x12\x0e\n\x06\x62udget\x18\x02 \x01(\x05\x12\x12\n\nmax_probes\x18\x03 \x01(\x03\x12.\n\x0btarget_mode\x18\x04 \x01(\x0e\x32\x19.onnx_audit.v1.TargetMode\x12\x19\n\x0ctarget_class\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12,\n\x07methods\x18\x06 \x03(\x0e\x32\x1b.onnx_audit.v1.SearchMethodB\x0f\n\r_target_class\"\xc0\x02\n\x0fProbeDistortion\x12\r\n\x05probe\x18\x01 \x01(\x03\x12,\n\x07outcome\x18\x02 \x01(\x0e\x32\x1b.onnx_audit.v1.ProbeOutcome\x12\r\n\x05label\x18\x03 \x01(\x03\x12\x18\n\x10\x63lean_prediction\x18\x04 \x01(\x03\x12\x1e\n\x16\x61\x64versarial_prediction\x18\x05 \x01(\x03\x12\x10\n\x08\x64istance\x18\x06 \x01(\x01\x12\x0b\n\x03rms\x18\x07 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x08 \x01(\x03\x12\x13\n\x06target\x18\t \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10\x63lean_confidence\x18\n \x01(\x01\x12\x1e\n\x16\x61\x64versarial_confidence\x18\x0b \x01(\x01\x12\x19\n\x11gradient_vanishes\x18\x0c \x01(\x08\x42\t\n\x07_target\"\x83\x01\n\x0f\x43lassDistortion\x12\r\n\x05label\x18\x01 \x01(\x03\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12)\n\x08\x61\x63\x63uracy\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\'\n\x06median\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"\x8a\x01\n\x13\x43lassPairDistortion\x12\r\n\x05label\x18\x01 \x01(\x03\x12\x19\n\x11\x61\x64versarial_class\x18\x02 \x01(\x03\x12\r\n\x05\x61imed\x18\x03 \x01(\x03\x12\x11\n\tconfirmed\x18\x04 \x01(\x03\x12\'\n\x06median\x18\x05 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"r\n\x0fSearchStability\x12\x39\n\x18mean_relative_difference\x18\x01 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x10\n\x08repeated\x18\x02 \x01(\x03\x12\x12\n\nfound_once\x18\x03 \x01(\x03\"\x8a\x05\n\x0eNormDistortion\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12%\n\x04mean\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12)\n\x08mean_rms\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tquantiles\x18\x04 \x03(\x0b\x32\x17.onnx_audit.v1.Quantile\x12\x32\n\x0frobust_accuracy\x18\x05 \x03(\x0b\x32\x19.onnx_audit.v1.CurvePoint\x12\x11\n\tconfirmed\x18\x06 \x01(\x03\x12\x13\n\x0bunconfirmed\x18\x07 \x01(\x03\x12\x11\n\tnot_found\x18\x08 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\t \x01(\x03\x12.\n\x06probes\x18\n \x03(\x0b\x32\x1e.onnx_audit.v1.ProbeDistortion\x12\x14\n\x0cmost_fragile\x18\x0b \x03(\x03\x12(\n\x08\x61rtefact\x18\x0c \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\x12,\n\x0ctraining_set\x18\r \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\x12\x17\n\x0ftarget_is_label\x18\x0e \x01(\x03\x12\x30\n\x08\x62y_class\x18\x0f \x03(\x0b\x32\x1e.onnx_audit.v1.ClassDistortion\x12\x37\n\x0b\x63lass_pairs\x18\x10 \x03(\x0b\x32\".onnx_audit.v1.ClassPairDistortion\x12\x31\n\tstability\x18\x11 \x01(\x0b\x32\x1e.onnx_audit.v1.SearchStability\"\x98\x02\n\x11\x44istortionSection\x12/\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1f.onnx_audit.v1.DistortionConfig\x12/\n\x0e\x63lean_accuracy\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x13\n\x0bprobe_count\x18\x03 \x01(\x03\x12\x15\n\rmisclassified\x18\x04 \x01(\x03\x12,\n\x05norms\x18\x05 \x03(\x0b\x32\x1d.onnx_audit.v1.NormDistortion\x12\x11\n\tdimension\x18\x06 \x01(\x03\x12\x34\n\x13vanishing_gradients\x18\x07 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"\xc5\x02\n\x11\x44istortionPartial\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\x12;\n\x05norms\x18\x03 \x03(\x0b\x32,.onnx_audit.v1.DistortionPartial.NormPartial\x12\x11\n\tdimension\x18\x04 \x01(\x03\x1a\xc3\x01\n\x0bNormPartial\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12.\n\x06probes\x18\x02 \x03(\x0b\x32\x1e.onnx_audit.v1.ProbeDistortion\x12\x10\n\x08\x65xamples\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63lass_distances\x18\x04 \x01(\x0c\x12\x1a\n\x12repeated_positions\x18\x05 \x03(\x03\x12\x1a\n\x12repeated_distances\x18\x06 \x03(\x01*\x9d\x01\n\nTargetMode\x12\x1b\n\x17TARGET_MODE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TARGET_MODE_UNTARGETED\x10\x01\x12\x1c\n\x18TARGET_MODE_LEAST_LIKELY\x10\x02\x12!\n\x1dTARGET_MODE_EVERY_OTHER_CLASS\x10\x03\x12\x15\n\x11TARGET_MODE_GIVEN\x10\x04*\x80\x01\n\x0cSearchMethod\x12\x1d\n\x19SEARCH_METHOD_UNSPECIFIED\x10\x00\x12\x1b\n\x17SEARCH_METHOD_PROJECTED\x10\x01\x12\x17\n\x13SEARCH_METHOD_LBFGS\x10\x02\x12\x1b\n\x17SEARCH_METHOD_PENALISED\x10\x03*\xca\x01\n\x0cProbeOutcome\x12\x1d\n\x19PROBE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROBE_OUTCOME_CONFIRMED\x10\x01\x12\x1f\n\x1bPROBE_OUTCOME_MISCLASSIFIED\x10\x02\x12\x1b\n\x17PROBE_OUTCOME_NOT_FOUND\x10\x03\x12\x1d\n\x19PROBE_OUTCOME_UNCONFIRMED\x10\x04\x12!\n\x1dPROBE_OUTCOME_TARGET_IS_LABEL\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.distortion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROBEOUTCOME']._serialized_start=1277
-  _globals['_PROBEOUTCOME']._serialized_end=1444
-  _globals['_DISTORTIONCONFIG']._serialized_start=79
-  _globals['_DISTORTIONCONFIG']._serialized_end=169
-  _globals['_PROBEDISTORTION']._serialized_start=172
-  _globals['_PROBEDISTORTION']._serialized_end=375
-  _globals['_NORMDISTORTION']._serialized_start=378
-  _globals['_NORMDISTORTION']._serialized_end=799
-  _globals['_DISTORTIONSECTION']._serialized_start=802
-  _globals['_DISTORTIONSECTION']._serialized_end=1028
-  _globals['_DISTORTIONPARTIAL']._serialized_start=1031
-  _globals['_DISTORTIONPARTIAL']._serialized_end=1274
-  _globals['_DISTORTIONPARTIAL_NORMPARTIAL']._serialized_start=1160
-  _globals['_DISTORTIONPARTIAL_NORMPARTIAL']._serialized_end=1274
+  _globals['_TARGETMODE']._serialized_start=2289
+  _globals['_TARGETMODE']._serialized_end=2446
+  _globals['_SEARCHMETHOD']._serialized_start=2449
+  _globals['_SEARCHMETHOD']._serialized_end=2577
+  _globals['_PROBEOUTCOME']._serialized_start=2580
+  _globals['_PROBEOUTCOME']._serialized_end=2782
+  _globals['_DISTORTIONCONFIG']._serialized_start=80
+  _globals['_DISTORTIONCONFIG']._serialized_end=308
+  _globals['_PROBEDISTORTION']._serialized_start=311
+  _globals['_PROBEDISTORTION']._serialized_end=631
+  _globals['_CLASSDISTORTION']._serialized_start=634
+  _globals['_CLASSDISTORTION']._serialized_end=765
+  _globals['_CLASSPAIRDISTORTION']._serialized_start=768
+  _globals['_CLASSPAIRDISTORTION']._serialized_end=906
+  _globals['_SEARCHSTABILITY']._serialized_start=908
+  _globals['_SEARCHSTABILITY']._serialized_end=1022
+  _globals['_NORMDISTORTION']._serialized_start=1025
+  _globals['_NORMDISTORTION']._serialized_end=1675
+  _globals['_DISTORTIONSECTION']._serialized_start=1678
+  _globals['_DISTORTIONSECTION']._serialized_end=1958
+  _globals['_DISTORTIONPARTIAL']._serialized_start=1961
+  _globals['_DISTORTIONPARTIAL']._serialized_end=2286
+  _globals['_DISTORTIONPARTIAL_NORMPARTIAL']._serialized_start=2091
+  _globals['_DISTORTIONPARTIAL_NORMPARTIAL']._serialized_end=2286
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,70 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TargetMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TargetModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TARGET_MODE_UNSPECIFIED: _TargetMode.ValueType  # 0
+    """Not set: UNTARGETED."""
+    TARGET_MODE_UNTARGETED: _TargetMode.ValueType  # 1
+    """Any class but the label."""
+    TARGET_MODE_LEAST_LIKELY: _TargetMode.ValueType  # 2
+    """The class to which ONNX Runtime gives the lowest score on the probe; the first of equals."""
+    TARGET_MODE_EVERY_OTHER_CLASS: _TargetMode.ValueType  # 3
+    """Each class but the label, one search after the other with the whole budget each; the nearest
+    example counts as the probe's. For models of at most 100 classes.
+    """
+    TARGET_MODE_GIVEN: _TargetMode.ValueType  # 4
+    """The class in `target_class`."""
+
+class TargetMode(_TargetMode, metaclass=_TargetModeEnumTypeWrapper):
+    """What the answer has to become for an example to count."""
+
+TARGET_MODE_UNSPECIFIED: TargetMode.ValueType  # 0
+"""Not set: UNTARGETED."""
+TARGET_MODE_UNTARGETED: TargetMode.ValueType  # 1
+"""Any class but the label."""
+TARGET_MODE_LEAST_LIKELY: TargetMode.ValueType  # 2
+"""The class to which ONNX Runtime gives the lowest score on the probe; the first of equals."""
+TARGET_MODE_EVERY_OTHER_CLASS: TargetMode.ValueType  # 3
+"""Each class but the label, one search after the other with the whole budget each; the nearest
+example counts as the probe's. For models of at most 100 classes.
+"""
+TARGET_MODE_GIVEN: TargetMode.ValueType  # 4
+"""The class in `target_class`."""
+Global___TargetMode: _TypeAlias = TargetMode  # noqa: Y015
+
+class _SearchMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SearchMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SearchMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEARCH_METHOD_UNSPECIFIED: _SearchMethod.ValueType  # 0
+    """Not used."""
+    SEARCH_METHOD_PROJECTED: _SearchMethod.ValueType  # 1
+    """Steps onto the linearised decision boundary, in every norm."""
+    SEARCH_METHOD_LBFGS: _SearchMethod.ValueType  # 2
+    """Box-constrained L-BFGS with line search on the penalty (Szegedy et al. 2013, 4.1); L2 alone."""
+    SEARCH_METHOD_PENALISED: _SearchMethod.ValueType  # 3
+    """Gradient descent on size and margin with a penalty weight; L2 alone."""
+
+class SearchMethod(_SearchMethod, metaclass=_SearchMethodEnumTypeWrapper):
+    """How examples are looked for."""
+
+SEARCH_METHOD_UNSPECIFIED: SearchMethod.ValueType  # 0
+"""Not used."""
+SEARCH_METHOD_PROJECTED: SearchMethod.ValueType  # 1
+"""Steps onto the linearised decision boundary, in every norm."""
+SEARCH_METHOD_LBFGS: SearchMethod.ValueType  # 2
+"""Box-constrained L-BFGS with line search on the penalty (Szegedy et al. 2013, 4.1); L2 alone."""
+SEARCH_METHOD_PENALISED: SearchMethod.ValueType  # 3
+"""Gradient descent on size and margin with a penalty weight; L2 alone."""
+Global___SearchMethod: _TypeAlias = SearchMethod  # noqa: Y015
+
 class _ProbeOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -29,13 +93,19 @@ class _ProbeOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProbeOut
     PROBE_OUTCOME_UNSPECIFIED: _ProbeOutcome.ValueType  # 0
     """Not used."""
     PROBE_OUTCOME_CONFIRMED: _ProbeOutcome.ValueType  # 1
-    """An adversarial example was found and ONNX Runtime confirmed it."""
+    """An adversarial example was found and ONNX Runtime confirmed it: its answer is not the label, or
+    is the class aimed at.
+    """
     PROBE_OUTCOME_MISCLASSIFIED: _ProbeOutcome.ValueType  # 2
     """The model errs on the probe itself; its distortion is 0."""
     PROBE_OUTCOME_NOT_FOUND: _ProbeOutcome.ValueType  # 3
     """No adversarial example was found."""
     PROBE_OUTCOME_UNCONFIRMED: _ProbeOutcome.ValueType  # 4
     """The network found one, but ONNX Runtime did not confirm it; it is not counted."""
+    PROBE_OUTCOME_TARGET_IS_LABEL: _ProbeOutcome.ValueType  # 5
+    """The class aimed at is the probe's label, so there is nothing to look for; the probe is left out
+    of every figure but the clean accuracy.
+    """
 
 class ProbeOutcome(_ProbeOutcome, metaclass=_ProbeOutcomeEnumTypeWrapper):
     """What happened to one probe."""
@@ -43,13 +113,19 @@ class ProbeOutcome(_ProbeOutcome, metaclass=_ProbeOutcomeEnumTypeWrapper):
 PROBE_OUTCOME_UNSPECIFIED: ProbeOutcome.ValueType  # 0
 """Not used."""
 PROBE_OUTCOME_CONFIRMED: ProbeOutcome.ValueType  # 1
-"""An adversarial example was found and ONNX Runtime confirmed it."""
+"""An adversarial example was found and ONNX Runtime confirmed it: its answer is not the label, or
+is the class aimed at.
+"""
 PROBE_OUTCOME_MISCLASSIFIED: ProbeOutcome.ValueType  # 2
 """The model errs on the probe itself; its distortion is 0."""
 PROBE_OUTCOME_NOT_FOUND: ProbeOutcome.ValueType  # 3
 """No adversarial example was found."""
 PROBE_OUTCOME_UNCONFIRMED: ProbeOutcome.ValueType  # 4
 """The network found one, but ONNX Runtime did not confirm it; it is not counted."""
+PROBE_OUTCOME_TARGET_IS_LABEL: ProbeOutcome.ValueType  # 5
+"""The class aimed at is the probe's label, so there is nothing to look for; the probe is left out
+of every figure but the clean accuracy.
+"""
 Global___ProbeOutcome: _TypeAlias = ProbeOutcome  # noqa: Y015
 
 @_typing.final
@@ -61,15 +137,26 @@ class DistortionConfig(_message.Message):
     NORMS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     MAX_PROBES_FIELD_NUMBER: _builtins.int
+    TARGET_MODE_FIELD_NUMBER: _builtins.int
+    TARGET_CLASS_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     budget: _builtins.int
-    """Gradient evaluations per probe and norm, (forward + backward rows) / 2; 0 means 500. At most
-    100,000.
+    """Gradient evaluations per probe, norm and class aimed at, (forward + backward rows) / 2; 0
+    means 500. At most 100,000.
     """
     max_probes: _builtins.int
     """Audit only this many probes, drawn with the audit's seed; 0 means all."""
+    target_mode: Global___TargetMode.ValueType
+    """What the answer has to become; not set means UNTARGETED."""
+    target_class: _builtins.int
+    """The class that the answer of every probe has to become; for GIVEN, and only there."""
     @_builtins.property
     def norms(self) -> _containers.RepeatedScalarFieldContainer[_estimate_pb2.Norm.ValueType]:
         """Norms in which to look for the smallest change; none means L2."""
+
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[Global___SearchMethod.ValueType]:
+        """Methods that share the budget, in this order; none means PROJECTED."""
 
     def __init__(
         self,
@@ -77,12 +164,17 @@ class DistortionConfig(_message.Message):
         norms: _abc.Iterable[_estimate_pb2.Norm.ValueType] | None = ...,
         budget: _builtins.int = ...,
         max_probes: _builtins.int = ...,
+        target_mode: Global___TargetMode.ValueType = ...,
+        target_class: _builtins.int | None = ...,
+        methods: _abc.Iterable[Global___SearchMethod.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_class", b"_target_class", "target_class", b"target_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "max_probes", b"max_probes", "norms", b"norms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_class", b"_target_class", "budget", b"budget", "max_probes", b"max_probes", "methods", b"methods", "norms", b"norms", "target_class", b"target_class", "target_mode", b"target_mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_class: _TypeAlias = _typing.Literal["target_class"]  # noqa: Y015
+    _WhichOneofArgType__target_class: _TypeAlias = _typing.Literal["_target_class", b"_target_class"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_class) -> _WhichOneofReturnType__target_class | None: ...
 
 Global___DistortionConfig: _TypeAlias = DistortionConfig  # noqa: Y015
 
@@ -100,6 +192,10 @@ class ProbeDistortion(_message.Message):
     DISTANCE_FIELD_NUMBER: _builtins.int
     RMS_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    CLEAN_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    ADVERSARIAL_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    GRADIENT_VANISHES_FIELD_NUMBER: _builtins.int
     probe: _builtins.int
     """Index in the probe set."""
     outcome: Global___ProbeOutcome.ValueType
@@ -111,11 +207,28 @@ class ProbeDistortion(_message.Message):
     adversarial_prediction: _builtins.int
     """ONNX Runtime's answer to the example; equals clean_prediction where there is none."""
     distance: _builtins.float
-    """Size of the change in the norm, in probe space; Infinity where none was found."""
+    """Size of the change in the norm, in probe space, computed in double precision from the example as
+    stored; Infinity where none was confirmed, 0 where the model errs without a change, NaN where
+    the class aimed at is the label.
+    """
     rms: _builtins.float
-    """The paper's distortion of the same change, sqrt(sum(r^2) / n); Infinity where none was found."""
+    """The paper's distortion of the same change, sqrt(sum(r^2) / n), whatever the norm; Infinity, 0
+    and NaN as in distance.
+    """
     evaluations: _builtins.int
-    """Gradient evaluations spent."""
+    """Gradient evaluations spent, over all classes that were aimed at."""
+    target: _builtins.int
+    """The class aimed at; not set where any class would do, and where each was aimed at."""
+    clean_confidence: _builtins.float
+    """Probability of the label on the probe by ONNX Runtime's scores, which go through a softmax
+    unless the model ends in one, or in a sigmoid of a single score. NaN where scores are infinite.
+    """
+    adversarial_confidence: _builtins.float
+    """The same on the example; equals clean_confidence where there is none."""
+    gradient_vanishes: _builtins.bool
+    """Whether the gradient of the margin (score of the label less the largest other) at the probe is
+    all zero or not finite: a search by gradients has no direction there.
+    """
     def __init__(
         self,
         *,
@@ -127,14 +240,134 @@ class ProbeDistortion(_message.Message):
         distance: _builtins.float = ...,
         rms: _builtins.float = ...,
         evaluations: _builtins.int = ...,
+        target: _builtins.int | None = ...,
+        clean_confidence: _builtins.float = ...,
+        adversarial_confidence: _builtins.float = ...,
+        gradient_vanishes: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adversarial_prediction", b"adversarial_prediction", "clean_prediction", b"clean_prediction", "distance", b"distance", "evaluations", b"evaluations", "label", b"label", "outcome", b"outcome", "probe", b"probe", "rms", b"rms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "adversarial_confidence", b"adversarial_confidence", "adversarial_prediction", b"adversarial_prediction", "clean_confidence", b"clean_confidence", "clean_prediction", b"clean_prediction", "distance", b"distance", "evaluations", b"evaluations", "gradient_vanishes", b"gradient_vanishes", "label", b"label", "outcome", b"outcome", "probe", b"probe", "rms", b"rms", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+
+Global___ProbeDistortion: _TypeAlias = ProbeDistortion  # noqa: Y015
+
+@_typing.final
+class ClassDistortion(_message.Message):
+    """The probes of one label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    label: _builtins.int
+    """The label."""
+    count: _builtins.int
+    """Probes with it that take part."""
+    @_builtins.property
+    def accuracy(self) -> _estimate_pb2.Estimate:
+        """Share of them that the model answers rightly; without labels, 1 by definition."""
+
+    @_builtins.property
+    def median(self) -> _estimate_pb2.Estimate:
+        """Median distance of those answered rightly; a probe without an example counts as Infinity."""
+
+    def __init__(
+        self,
+        *,
+        label: _builtins.int = ...,
+        count: _builtins.int = ...,
+        accuracy: _estimate_pb2.Estimate | None = ...,
+        median: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "median", b"median"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "count", b"count", "label", b"label", "median", b"median"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ProbeDistortion: _TypeAlias = ProbeDistortion  # noqa: Y015
+Global___ClassDistortion: _TypeAlias = ClassDistortion  # noqa: Y015
+
+@_typing.final
+class ClassPairDistortion(_message.Message):
+    """From one label to one class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    ADVERSARIAL_CLASS_FIELD_NUMBER: _builtins.int
+    AIMED_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    label: _builtins.int
+    """The label."""
+    adversarial_class: _builtins.int
+    """ONNX Runtime's answer to the examples; with targets, the class aimed at."""
+    aimed: _builtins.int
+    """Probes for which that class was aimed at; 0 in an untargeted search."""
+    confirmed: _builtins.int
+    """Confirmed examples."""
+    @_builtins.property
+    def median(self) -> _estimate_pb2.Estimate:
+        """Median distance: of the confirmed examples in an untargeted search; with targets of all probes
+        aimed at, where one without an example counts as Infinity.
+        """
+
+    def __init__(
+        self,
+        *,
+        label: _builtins.int = ...,
+        adversarial_class: _builtins.int = ...,
+        aimed: _builtins.int = ...,
+        confirmed: _builtins.int = ...,
+        median: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["median", b"median"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adversarial_class", b"adversarial_class", "aimed", b"aimed", "confirmed", b"confirmed", "label", b"label", "median", b"median"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassPairDistortion: _TypeAlias = ClassPairDistortion  # noqa: Y015
+
+@_typing.final
+class SearchStability(_message.Message):
+    """How far the search repeats itself: some probes searched again with another seed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_RELATIVE_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    FOUND_ONCE_FIELD_NUMBER: _builtins.int
+    repeated: _builtins.int
+    """Probes that were searched twice: at most 32, and a quarter of those audited."""
+    found_once: _builtins.int
+    """Probes with a confirmed example in one of the searches alone."""
+    @_builtins.property
+    def mean_relative_difference(self) -> _estimate_pb2.Estimate:
+        """Mean of |b - a| / min(a, b) over the probes with a confirmed example in both searches, where a
+        and b are the two distances; unit "1".
+        """
+
+    def __init__(
+        self,
+        *,
+        mean_relative_difference: _estimate_pb2.Estimate | None = ...,
+        repeated: _builtins.int = ...,
+        found_once: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean_relative_difference", b"mean_relative_difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_once", b"found_once", "mean_relative_difference", b"mean_relative_difference", "repeated", b"repeated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchStability: _TypeAlias = SearchStability  # noqa: Y015
 
 @_typing.final
 class NormDistortion(_message.Message):
@@ -154,6 +387,11 @@ class NormDistortion(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     MOST_FRAGILE_FIELD_NUMBER: _builtins.int
     ARTEFACT_FIELD_NUMBER: _builtins.int
+    TRAINING_SET_FIELD_NUMBER: _builtins.int
+    TARGET_IS_LABEL_FIELD_NUMBER: _builtins.int
+    BY_CLASS_FIELD_NUMBER: _builtins.int
+    CLASS_PAIRS_FIELD_NUMBER: _builtins.int
+    STABILITY_FIELD_NUMBER: _builtins.int
     norm: _estimate_pb2.Norm.ValueType
     """The norm."""
     confirmed: _builtins.int
@@ -164,6 +402,8 @@ class NormDistortion(_message.Message):
     """Probes without an example."""
     evaluations: _builtins.int
     """Gradient evaluations spent on all probes."""
+    target_is_label: _builtins.int
+    """Probes whose label is the class aimed at; they are left out."""
     @_builtins.property
     def mean(self) -> _estimate_pb2.Estimate:
         """Mean distance over the probes that the model answers rightly and an example was found for."""
@@ -180,8 +420,9 @@ class NormDistortion(_message.Message):
 
     @_builtins.property
     def robust_accuracy(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.CurvePoint]:
-        """Share of all probes that are answered rightly and for which no confirmed example within the
-        radius x was found. An attack's figure: an upper limit of the true robust accuracy.
+        """Share of the probes that are answered rightly and for which no confirmed example within the
+        radius x was found. An attack's figure: an upper limit of the true robust accuracy, with targets
+        against these targets alone.
         """
 
     @_builtins.property
@@ -194,10 +435,34 @@ class NormDistortion(_message.Message):
 
     @_builtins.property
     def artefact(self) -> _estimate_pb2.BlobRef:
-        """Safetensors blob with a row per audited probe: `probe` (int64), `label`, `clean_prediction`,
-        `adversarial_prediction`, `outcome`, `distance`, `rms`, and `example` (float32, probe space;
-        the probe itself where there is no example).
+        """Safetensors blob with a row per audited probe: `probe` (int64), `label`, `target` (-1 where
+        there is no single one), `clean_prediction`, `adversarial_prediction`, `outcome`; `distance`
+        (float64), `rms`, `clean_confidence`, `adversarial_confidence`; `original` (float32, probe
+        space), `example` (the probe itself where there is none) and `perturbation`, their difference.
+        With EVERY_OTHER_CLASS also `class_distance` (float64, a column per class; NaN where a class was
+        not aimed at, Infinity where no example was confirmed).
         """
+
+    @_builtins.property
+    def training_set(self) -> _estimate_pb2.BlobRef:
+        """Safetensors blob in the form of a probe set, in probe space (divisor 1): the confirmed examples
+        as `inputs` and their right labels as `labels`, to train on or to audit with; not set where
+        there is no confirmed example.
+        """
+
+    @_builtins.property
+    def by_class(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassDistortion]:
+        """One entry per label that occurs, rising."""
+
+    @_builtins.property
+    def class_pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassPairDistortion]:
+        """Class by class, rising by label and then class: every pair that was aimed at, in an untargeted
+        search every pair with an example.
+        """
+
+    @_builtins.property
+    def stability(self) -> Global___SearchStability:
+        """How far the search repeats itself with another seed; its evaluations are not in `evaluations`."""
 
     def __init__(
         self,
@@ -214,10 +479,15 @@ class NormDistortion(_message.Message):
         probes: _abc.Iterable[Global___ProbeDistortion] | None = ...,
         most_fragile: _abc.Iterable[_builtins.int] | None = ...,
         artefact: _estimate_pb2.BlobRef | None = ...,
+        training_set: _estimate_pb2.BlobRef | None = ...,
+        target_is_label: _builtins.int = ...,
+        by_class: _abc.Iterable[Global___ClassDistortion] | None = ...,
+        class_pairs: _abc.Iterable[Global___ClassPairDistortion] | None = ...,
+        stability: Global___SearchStability | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "mean", b"mean", "mean_rms", b"mean_rms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "mean", b"mean", "mean_rms", b"mean_rms", "stability", b"stability", "training_set", b"training_set"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "confirmed", b"confirmed", "evaluations", b"evaluations", "mean", b"mean", "mean_rms", b"mean_rms", "most_fragile", b"most_fragile", "norm", b"norm", "not_found", b"not_found", "probes", b"probes", "quantiles", b"quantiles", "robust_accuracy", b"robust_accuracy", "unconfirmed", b"unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "by_class", b"by_class", "class_pairs", b"class_pairs", "confirmed", b"confirmed", "evaluations", b"evaluations", "mean", b"mean", "mean_rms", b"mean_rms", "most_fragile", b"most_fragile", "norm", b"norm", "not_found", b"not_found", "probes", b"probes", "quantiles", b"quantiles", "robust_accuracy", b"robust_accuracy", "stability", b"stability", "target_is_label", b"target_is_label", "training_set", b"training_set", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,6 +505,7 @@ class DistortionSection(_message.Message):
     MISCLASSIFIED_FIELD_NUMBER: _builtins.int
     NORMS_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
+    VANISHING_GRADIENTS_FIELD_NUMBER: _builtins.int
     probe_count: _builtins.int
     """Probes audited."""
     misclassified: _builtins.int
@@ -253,6 +524,10 @@ class DistortionSection(_message.Message):
     def norms(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormDistortion]:
         """One entry per norm."""
 
+    @_builtins.property
+    def vanishing_gradients(self) -> _estimate_pb2.Estimate:
+        """Share of the probes where the gradient of the margin is all zero or not finite."""
+
     def __init__(
         self,
         *,
@@ -262,10 +537,11 @@ class DistortionSection(_message.Message):
         misclassified: _builtins.int = ...,
         norms: _abc.Iterable[Global___NormDistortion] | None = ...,
         dimension: _builtins.int = ...,
+        vanishing_gradients: _estimate_pb2.Estimate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "vanishing_gradients", b"vanishing_gradients"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "dimension", b"dimension", "misclassified", b"misclassified", "norms", b"norms", "probe_count", b"probe_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "dimension", b"dimension", "misclassified", b"misclassified", "norms", b"norms", "probe_count", b"probe_count", "vanishing_gradients", b"vanishing_gradients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,13 +562,28 @@ class DistortionPartial(_message.Message):
         NORM_FIELD_NUMBER: _builtins.int
         PROBES_FIELD_NUMBER: _builtins.int
         EXAMPLES_FIELD_NUMBER: _builtins.int
+        CLASS_DISTANCES_FIELD_NUMBER: _builtins.int
+        REPEATED_POSITIONS_FIELD_NUMBER: _builtins.int
+        REPEATED_DISTANCES_FIELD_NUMBER: _builtins.int
         norm: _estimate_pb2.Norm.ValueType
         """The norm."""
         examples: _builtins.bytes
         """Examples in probe space, float32 little-endian, row-major, one row per probe."""
+        class_distances: _builtins.bytes
+        """Distances to each class, float64 little-endian, row-major, one row per probe and one column
+        per class, where every other class was aimed at; else empty.
+        """
         @_builtins.property
         def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeDistortion]:
             """Per probe, in the order of the shard."""
+
+        @_builtins.property
+        def repeated_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """Positions in the shard of the probes that were searched twice."""
+
+        @_builtins.property
+        def repeated_distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """What the second search found for them: distances, Infinity where no example was confirmed."""
 
         def __init__(
             self,
@@ -300,10 +591,13 @@ class DistortionPartial(_message.Message):
             norm: _estimate_pb2.Norm.ValueType = ...,
             probes: _abc.Iterable[Global___ProbeDistortion] | None = ...,
             examples: _builtins.bytes = ...,
+            class_distances: _builtins.bytes = ...,
+            repeated_positions: _abc.Iterable[_builtins.int] | None = ...,
+            repeated_distances: _abc.Iterable[_builtins.float] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "norm", b"norm", "probes", b"probes"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["class_distances", b"class_distances", "examples", b"examples", "norm", b"norm", "probes", b"probes", "repeated_distances", b"repeated_distances", "repeated_positions", b"repeated_positions"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

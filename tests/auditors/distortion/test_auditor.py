@@ -2,94 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
-from onnx import helper
-from safetensors.numpy import load as from_safetensors
 from scipy import stats
-from tests.support import graph_model, save_probes
+from tests.auditors.distortion.audits import CLASSES, COUNT, WIDTH, audit
+from tests.support import save_probes
 
 from onnx_audit import v1
 from onnx_auditors import estimates
 from onnx_auditors.audit import plan as plan_audit
-from onnx_auditors.context import Context, open_context
+from onnx_auditors.context import open_context
 from onnx_auditors.distortion import section
 from onnx_auditors.distortion.auditor import DistortionAuditor
 from onnx_auditors.errors import InvalidConfig, ProbesDoNotFit
 from onnx_auditors.provenance import provenance
-
-COUNT, WIDTH, CLASSES = 40, 8, 4
-
-
-class Store:
-    """Keeps artefacts in memory."""
-
-    def __init__(self) -> None:
-        self.content = b""
-
-    def __call__(self, content: bytes, media_type: str) -> v1.BlobRef:
-        """Keeps the latest artefact."""
-        self.content = content
-        digest = hashlib.sha256(content).hexdigest()
-        return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
-
-
-def linear_model(weights: npt.NDArray[Any]) -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("Gemm", ["x", "w"], ["z"], transB=1),
-        helper.make_node("Softmax", ["z"], ["y"]),
-    ]
-    return graph_model(nodes, {"x": [1, WIDTH]}, {"w": weights.astype(np.float32)})
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    """Returns a linear classifier and probes, the last quarter with wrong labels."""
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((CLASSES, WIDTH))
-    inputs = rng.random((COUNT, WIDTH), dtype=np.float32)
-    labels = (inputs @ weights.T.astype(np.float32)).argmax(1)
-    labels[-10:] = (labels[-10:] + 1) % CLASSES
-    onnx.save_model(linear_model(weights), tmp_path / "m.onnx")
-    return tmp_path / "m.onnx", save_probes(tmp_path / "p.safetensors", inputs, labels)
-
-
-def audit(
-    context: Context, config: v1.DistortionConfig | None = None
-) -> tuple[v1.DistortionSection, dict[str, npt.NDArray[Any]]]:
-    """Runs every shard and merges; returns the section and its artefact."""
-    auditor, store = DistortionAuditor(), Store()
-    resolved = auditor.resolve(config or v1.DistortionConfig(budget=40), context)
-    plan = auditor.plan(resolved, context)
-    seen: list[tuple[float, float]] = []
-
-    def progress(
-        done: float, total: float, running: v1.Estimate | None = None, label: str = ""
-    ) -> None:
-        assert label == "median L2"
-        assert running is not None or done < total
-        seen.append((done, total))
-
-    partials = [auditor.run(resolved, context, i, progress) for i in range(plan.shards)]
-    assert sum(done for done, total in seen if done == total) == plan.items
-    result = auditor.merge(resolved, context, partials, store)
-    assert result.norms[0].artefact.sha256 == hashlib.sha256(store.content).hexdigest()
-    return result, from_safetensors(store.content)
 
 
 def test_section_of_a_linear_classifier(files: tuple[Path, Path]) -> None:
     """Counts, figures, artefact and model agree with each other."""
     context = open_context(*files, seed=3)
     assert context.parity().passed
-    result, artefact = audit(context)
+    result, blobs = audit(context)
     norm = result.norms[0]
+    artefact = blobs[norm.artefact.sha256]
     assert (result.probe_count, result.misclassified, result.dimension) == (COUNT, 10, WIDTH)
     assert result.clean_accuracy.value == 0.75
     assert norm.confirmed + norm.unconfirmed + norm.not_found == 30
@@ -157,7 +96,21 @@ def test_refused_configurations(files: tuple[Path, Path]) -> None:
     """Fields out of range are named, with what is offered."""
     context = open_context(*files)
     for config, field in (
-        (v1.DistortionConfig(norms=[v1.NORM_L2, v1.NORM_LINF]), "norms"),
+        (v1.DistortionConfig(norms=[v1.NORM_L2, v1.NORM_L2]), "norms"),
+        (v1.DistortionConfig(norms=[7]), "norms"),  # type: ignore[list-item]
+        (v1.DistortionConfig(methods=[v1.SEARCH_METHOD_UNSPECIFIED]), "methods"),
+        (
+            v1.DistortionConfig(norms=[v1.NORM_LINF], methods=[v1.SEARCH_METHOD_LBFGS]),
+            "methods",
+        ),
+        (v1.DistortionConfig(target_mode=9), "target_mode"),  # type: ignore[arg-type]
+        (v1.DistortionConfig(target_mode=v1.TARGET_MODE_GIVEN), "target_class"),
+        (v1.DistortionConfig(target_class=1), "target_class"),
+        (v1.DistortionConfig(target_mode=v1.TARGET_MODE_GIVEN, target_class=-1), "target_class"),
+        (
+            v1.DistortionConfig(target_mode=v1.TARGET_MODE_GIVEN, target_class=CLASSES),
+            "target_class",
+        ),
         (v1.DistortionConfig(budget=1), "budget"),
         (v1.DistortionConfig(budget=100_001), "budget"),
         (v1.DistortionConfig(max_probes=-1), "max_probes"),

@@ -1,0 +1,109 @@
+"""Figures by class, class by class, over radii, and of the search's own repeatability."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_audit import v1
+from onnx_auditors.distortion.table import Bools, Floats, Indices, Table
+from onnx_auditors.estimates import mean, proportion, quantile
+
+_EVEN_RADII, _OWN_RADII = 17, 16
+_CURVE_MARGIN = 1.02
+
+
+def curve(distance: Floats, searched: Bools) -> list[v1.CurvePoint]:
+    """Returns the share answered rightly and without an example within each radius.
+
+    The radii are spread evenly up to just beyond the largest distance, and as the distances
+    themselves are: some norms have most of them near 0 and a few far away.
+
+    Args:
+        distance: Of the probes that take part, [n].
+        searched: Which of them are answered rightly, [n].
+    """
+    finite = distance[searched & np.isfinite(distance)]
+    if len(finite):
+        even = np.linspace(0, _CURVE_MARGIN * finite.max(), _EVEN_RADII)
+        shares = (np.arange(_OWN_RADII) + 0.5) / _OWN_RADII
+        grid = np.union1d(even, np.quantile(finite, shares, method="inverted_cdf"))
+    else:
+        grid = np.zeros(1)
+    return [
+        v1.CurvePoint(x=x, y=proportion(int((searched & (distance > x)).sum()), len(distance)))
+        for x in grid.tolist()
+    ]
+
+
+def by_class(table: Table, unit: str, *, labelled: bool) -> list[v1.ClassDistortion]:
+    """Returns the figures of each label.
+
+    Args:
+        table: The results.
+        unit: Unit of the distances.
+        labelled: Whether labels were given.
+    """
+    found = []
+    for label in np.unique(table.label[table.takes_part]).tolist():
+        own = table.takes_part & (table.label == label)
+        right = own & table.searched
+        found.append(
+            v1.ClassDistortion(
+                label=label,
+                count=int(own.sum()),
+                accuracy=accuracy(int(right.sum()), int(own.sum()), labelled=labelled),
+                median=quantile(table.distance[right], 0.5, unit),
+            )
+        )
+    return found
+
+
+def accuracy(right: int, count: int, *, labelled: bool) -> v1.Estimate:
+    """Returns the share answered rightly; without labels it is 1 by definition."""
+    if labelled:
+        return proportion(right, count)
+    return v1.Estimate(value=1.0, count=count, unit="1")
+
+
+def class_pairs(table: Table, unit: str) -> list[v1.ClassPairDistortion]:
+    """Returns how far it is from each label to each class; see `v1.NormDistortion.class_pairs`."""
+    label, other, distance, aimed = _pairs(table)
+    classes = 1 + max(label.max(initial=0), other.max(initial=0))
+    key = label * classes + other
+    found = []
+    for pair in np.unique(key).tolist():
+        own = distance[key == pair]
+        found.append(
+            v1.ClassPairDistortion(
+                label=pair // classes,
+                adversarial_class=pair % classes,
+                aimed=len(own) if aimed else 0,
+                confirmed=int(np.isfinite(own).sum()),
+                median=quantile(own, 0.5, unit),
+            )
+        )
+    return found
+
+
+def _pairs(table: Table) -> tuple[Indices, Indices, Floats, bool]:
+    """Returns labels, classes and distances of all pairs, and whether they were aimed at."""
+    if table.class_distance is not None:
+        places, classes = np.nonzero(~np.isnan(table.class_distance))
+        return table.label[places], classes, table.class_distance[places, classes], True
+    aimed = bool((table.target >= 0).any())
+    chosen = table.searched if aimed else table.confirmed
+    reached = table.target if aimed else table.integers("adversarial_prediction")
+    return table.label[chosen], reached[chosen], table.distance[chosen], aimed
+
+
+def stability(table: Table, seed: int) -> v1.SearchStability:
+    """Returns how much two searches of the same probes differ; see `v1.SearchStability`."""
+    first, second = table.repeated()
+    found = np.isfinite(first).astype(int) + np.isfinite(second)
+    first, second = first[found == 2], second[found == 2]  # noqa: PLR2004 - both searches
+    difference = np.abs(second - first) / np.minimum(first, second)
+    return v1.SearchStability(
+        mean_relative_difference=mean(difference, "1", seed),
+        repeated=len(found),
+        found_once=int((found == 1).sum()),
+    )

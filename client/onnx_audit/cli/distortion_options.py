@@ -1,0 +1,131 @@
+"""Options of the auditor `distortion`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from onnx_audit import v1
+from onnx_audit.cli.options import CommandT
+from onnx_audit.configs import BUDGETS, budget
+from onnx_audit.errors import ConfigError
+
+_NORMS: Final = {"l2": v1.NORM_L2, "linf": v1.NORM_LINF, "l1": v1.NORM_L1, "l0": v1.NORM_L0}
+_METHODS: Final = {
+    "projected": v1.SEARCH_METHOD_PROJECTED,
+    "lbfgs": v1.SEARCH_METHOD_LBFGS,
+    "penalised": v1.SEARCH_METHOD_PENALISED,
+}
+_TARGET_MODES: Final = {
+    "untargeted": v1.TARGET_MODE_UNTARGETED,
+    "least-likely": v1.TARGET_MODE_LEAST_LIKELY,
+    "every-other-class": v1.TARGET_MODE_EVERY_OTHER_CLASS,
+}
+
+
+def distortion_options(command: CommandT) -> CommandT:
+    """Adds the options of distortion, joined into the parameter `distortion`."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
+        config = v1.DistortionConfig(
+            **{name: value for name in _FLAGS if (value := kwargs.pop(name)) is not None}
+        )
+        if config.HasField("target_class"):
+            if config.target_mode:
+                raise click.UsageError("--target-class and --target-mode exclude each other")
+            config.target_mode = v1.TARGET_MODE_GIVEN
+        return command(*args, distortion=config, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+
+
+def apply(options: v1.DistortionConfig, configs: v1.AuditorConfigs) -> None:
+    """Puts options in the place of a configuration's values.
+
+    Raises:
+        ConfigError: An option is given, and distortion does not run.
+    """
+    fields = {field.name: value for field, value in options.ListFields()}
+    if not fields:
+        return
+    if not configs.HasField("distortion"):
+        flag = next(iter(fields)).replace("_", "-")
+        raise ConfigError(f"--{flag} is a setting of distortion, which does not run")
+    kept = {field.name: value for field, value in configs.distortion.ListFields()}
+    if options.target_mode:
+        kept.pop("target_class", None)
+    configs.distortion.CopyFrom(v1.DistortionConfig(**(kept | fields)))
+
+
+def _budget(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return budget(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _names(known: Mapping[str, int]) -> Any:  # noqa: ANN401 - a callback as click wants it
+    def read(
+        _context: click.Context, _parameter: click.Parameter, value: str | None
+    ) -> list[int] | None:
+        if value is None:
+            return None
+        names = [name.strip().lower() for name in value.split(",") if name.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise click.BadParameter(f"{value!r}; expected some of {', '.join(known)}")
+        return [known[name] for name in names]
+
+    return read
+
+
+_FLAGS: Final = ("norms", "budget", "target_mode", "target_class", "methods", "max_probes")
+_OPTIONS: Final = (
+    click.option(
+        "--norms",
+        metavar="NAME[,NAME...]",
+        callback=_names(_NORMS),
+        help="Norms in which distortion is measured: l2, linf, l1, l0.  [default: l2]",
+    ),
+    click.option(
+        "--budget",
+        metavar="NAME|N",
+        callback=_budget,
+        help="Gradient evaluations of distortion per probe, norm and class aimed at: "
+        + ", ".join(f"{name} ({count:,})" for name, count in BUDGETS.items())
+        + " or a number.  [default: standard]",
+    ),
+    click.option(
+        "--target-mode",
+        type=click.Choice(list(_TARGET_MODES)),
+        callback=lambda _context, _parameter, name: _TARGET_MODES.get(name),
+        help="What the answer has to become: any other class, the one with the lowest score, or "
+        "each other class in turn (a search for each; at most 100 classes).  [default: untargeted]",
+    ),
+    click.option(
+        "--target-class",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="The class that every answer has to become, in the place of --target-mode.",
+    ),
+    click.option(
+        "--methods",
+        metavar="NAME[,NAME...]",
+        callback=_names(_METHODS),
+        help="Searches that share the budget: projected; for L2 alone also lbfgs (Szegedy et al. "
+        "2013) and penalised.  [default: projected]",
+    ),
+    click.option(
+        "--max-probes",
+        type=click.IntRange(min=1),
+        help="Audit distortion on so many probes only, drawn with the seed.",
+    ),
+)
