@@ -8,6 +8,7 @@ from onnx_auditors.distortion import boundary
 from onnx_auditors.distortion.boundary import Bools, Floats, Ints, Walk
 
 _BLOCKS = 16
+_PART = 1 / 32
 
 
 def reduce(walk: Walk, norm: str, normal: Floats) -> None:
@@ -28,7 +29,8 @@ def reduce(walk: Walk, norm: str, normal: Floats) -> None:
     for way, end in ((normal[rows], True), (change, True), (change, False)):
         far = np.where(way > 0, walk.upper[rows], walk.lower[rows])
         room = np.where(way == 0, 0, far - walk.origin[rows])
-        _fewest(walk, rows, np.abs(way * room if end else way), room if end else change)
+        gain = np.abs(way * room) if end and norm == "l0" else np.abs(way)
+        _fill(walk, rows, gain, room if end else change, 1.0 if norm == "l0" else _PART)
     for _ in range(2 if norm == "l1" else 1):
         _restore(walk, rows)
         if norm == "l1":
@@ -36,13 +38,22 @@ def reduce(walk: Walk, norm: str, normal: Floats) -> None:
             boundary.shrink(walk, rows, path, np.ones(len(rows)))
 
 
-def _fewest(walk: Walk, rows: Ints, gain: Floats, change: Floats) -> None:
-    """Bisects on the number of entries that take the change [m, d], those of most gain first."""
+def _fill(walk: Walk, rows: Ints, gain: Floats, change: Floats, part: float) -> None:
+    """Bisects on the number of entries that take the change [m, d], those of most gain first.
+
+    Args:
+        walk: The walk.
+        rows: Its rows, [m].
+        gain: What decides the order, [m, d].
+        change: Changes of the entries, [m, d].
+        part: Precision; below 1 the last entry takes a part of its change.
+    """
     place = (-gain).argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-    low, high = np.zeros(len(rows)), np.full(len(rows), walk.width)
-    while (open_ := np.flatnonzero((high - low > 1) & (walk.left(rows) > 0))).size:
-        middle = (low[open_] + high[open_]) // 2
-        taken = np.where(place[open_] < middle[:, None], change[open_], 0)
+    low, high = np.zeros(len(rows)), np.full(len(rows), float(walk.width))
+    while (open_ := np.flatnonzero((high - low > part) & (walk.left(rows) > 0))).size:
+        middle = np.ceil((low[open_] + high[open_]) / 2 / part) * part
+        middle = np.where(middle == high[open_], middle - part, middle)
+        taken = np.clip(middle[:, None] - place[open_], 0, 1) * change[open_]
         points = walk.clip(walk.origin[rows[open_]] + taken, rows[open_])
         fooled = walk.tries(points, rows[open_])
         high[open_[fooled]], low[open_[~fooled]] = middle[fooled], middle[~fooled]
