@@ -33,7 +33,7 @@ _NOISE_DRAW = 2**24
 _FIRST_GAP = 1 / 256
 _GALLOPS = 8
 _BISECTIONS = 4
-_LENGTHENINGS = 40
+_DOUBLINGS, _HALVINGS = 10, 30
 
 
 class Walk:
@@ -50,6 +50,7 @@ class Walk:
         seeds: Int64 [n].
         best: The nearest adversarial points so far, [n, d]; the input itself at first.
         distance: Their sizes, float64 [n]; inf at first.
+        answer: The answers to them, int64 [n]; the label at first.
         spent: Answers asked for, int64 [n].
     """
 
@@ -75,7 +76,7 @@ class Walk:
             )
             for end in box
         )
-        self.best = self.origin.copy()
+        self.best, self.answer = self.origin.copy(), labels.copy()
         self.measure(norm)
         self.spent = np.zeros(len(inputs), dtype=np.int64)
 
@@ -111,20 +112,25 @@ class Walk:
         )
         return wanted
 
-    def fools(self, points: Floats, rows: Ints) -> Bools:
+    def classes(self, points: Floats, rows: Ints) -> npt.NDArray[Any]:
         """Asks for the answers to points [m, d]; a row may come several times."""
         if not len(rows):
-            return np.zeros(0, dtype=bool)
+            return np.zeros(0, dtype=np.int64)
         np.add.at(self.spent, rows, 1)
-        classes = self._answers(points.reshape(-1, *self.shape[1:]))
-        return self.adversarial(np.asarray(classes), rows)
+        return np.asarray(self._answers(points.reshape(-1, *self.shape[1:])))
+
+    def fools(self, points: Floats, rows: Ints) -> Bools:
+        """Asks likewise; says which answers are the wanted ones."""
+        return self.adversarial(self.classes(points, rows), rows)
 
     def tries(self, points: Floats, rows: Ints) -> Bools:
         """Asks for one point per row [m, d], and keeps those that fool and are nearer."""
-        fooled = self.fools(points, rows)
-        distance = self.change_size(points, rows)
+        classes = self.classes(points, rows)
+        fooled, distance = self.adversarial(classes, rows), self.change_size(points, rows)
         nearer = fooled & (distance < self.distance[rows])
-        self.best[rows[nearer]], self.distance[rows[nearer]] = points[nearer], distance[nearer]
+        kept = rows[nearer]
+        self.best[kept], self.distance[kept] = points[nearer], distance[nearer]
+        self.answer[kept] = classes[nearer]
         return fooled
 
 
@@ -197,19 +203,16 @@ def along(walk: Walk, rows: Ints, normal: Floats) -> None:
     # The level at which the clipped change has the size of the best.
     wanted, places = walk.distance[rows], np.arange(len(rows))
     low, high = np.zeros(len(rows)), 2 * wanted
-    for _ in range(_LENGTHENINGS):
-        short = walk.change_size(path(high, places), rows) < wanted
-        high = np.where(short, 2 * high, high) if _ < _LENGTHENINGS // 2 else high
-    for _ in range(_LENGTHENINGS):
+    for _ in range(_DOUBLINGS):
+        high = np.where(walk.change_size(path(high, places), rows) < wanted, 2 * high, high)
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         short = walk.change_size(path(middle, places), rows) < wanted
         low, high = np.where(short, middle, low), np.where(short, high, middle)
     shrink(walk, rows, path, high)
 
 
-def shrink(
-    walk: Walk, rows: Ints, path: Path, high: Doubles, first: Bools | None = None
-) -> None:
+def shrink(walk: Walk, rows: Ints, path: Path, high: Doubles, first: Bools | None = None) -> None:
     """Goes inwards along a path as long as its points fool, in growing steps, then bisects.
 
     Args:
