@@ -16,7 +16,7 @@ point next to the boundary and an estimate of the boundary's normal there, and g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from onnx_auditors.distortion.reduction import reduce
 LEAST_QUERIES = 20
 _CHUNK = 16
 _FIRST_ROUNDS = 32
+_GROWTH = 2.0
 _RADIUS = 0.1
 _MIXTURES = (1.0, 2.0, 0.5, 4.0, 0.25)
 _UNDECIDED = 0.5
@@ -133,7 +134,7 @@ def _search(walk: Walk, norm: str, anchors: tuple[Floats, Ints] | None) -> None:
     number = 0
     while len(rows := rows[walk.left(rows) > min(_CHUNK, walk.width)]) and walk.width > 1:
         normal[rows] = _round(walk, rows, normal[rows], number, min(size, walk.width))
-        size, number = 2 * size, number + 1
+        size, number = int(_GROWTH * size), number + 1
     if reduced:
         walk.queries = whole
         reduce(walk, norm, normal)
@@ -188,7 +189,7 @@ def _missing(walk: Walk, rows: Ints, normal: Floats, number: int, size: int) -> 
     return _unit(estimate - along * normal)
 
 
-def _unit(rows: Floats) -> Floats:
+def _unit(rows: npt.NDArray[Any]) -> Floats:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: npt.NDArray[Any] = rows / np.maximum(length, _TINY)
     return unit.astype(np.float32)

@@ -77,14 +77,15 @@ class Walk:
             for end in box
         )
         self.best, self.answer = self.origin.copy(), labels.copy()
-        self.measure(norm)
+        self.distance = np.full(len(inputs), np.inf)
+        self.size = SIZES[norm]
         self.spent = np.zeros(len(inputs), dtype=np.int64)
 
     def measure(self, norm: str) -> None:
-        """Sets the norm, and sizes the best points in it."""
+        """Changes the norm, and sizes the best points in it."""
         self.size = SIZES[norm]
-        found = (self.best != self.origin).any(axis=1)
-        self.distance = np.where(found, self.change_size(self.best, np.arange(len(found))), np.inf)
+        rows = self.open()
+        self.distance[rows] = self.change_size(self.best[rows], rows)
 
     def left(self, rows: Ints) -> Ints:
         """Returns how many answers rows may still ask for."""
@@ -94,7 +95,7 @@ class Walk:
         """Returns the rows that have an example other than the input."""
         return np.flatnonzero(np.isfinite(self.distance) & (self.distance > 0))
 
-    def clip(self, points: Floats, rows: Ints) -> Floats:
+    def clip(self, points: npt.NDArray[Any], rows: Ints) -> Floats:
         """Returns points [..., d] clipped to the box of rows [...]."""
         clipped: Floats = np.clip(points, self.lower[rows], self.upper[rows]).astype(np.float32)
         return clipped

@@ -11,6 +11,7 @@ import torch
 from onnx_auditors.distortion.noise import uniform
 
 _DRAWS = 2
+_HALF = 0.5
 
 
 def directions(
@@ -29,7 +30,7 @@ def directions(
         width: Dimension.
     """
     drawn = torch.from_numpy(seeds)
-    flips = np.where(uniform(drawn, _DRAWS * number, width).numpy() < 0.5, -1, 1)
+    flips = np.sign(uniform(drawn, _DRAWS * number, width).numpy() - _HALF)
     order = uniform(drawn, _DRAWS * number + 1, width).numpy().argsort(axis=1, kind="stable")
     period = 4 * width
     table = np.cos(2 * math.pi * np.arange(period) / period)

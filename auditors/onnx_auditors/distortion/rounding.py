@@ -1,10 +1,11 @@
 """Adversarial examples that an image file can hold: whole levels, as small as the model allows.
 
 Where the boundary is flat, the change of whole levels that is smallest in L2 and reaches it is the
-boundary's normal times a number, rounded to the nearest level: an entry goes from k to k + 1 levels
-where that gains more than 2k + 1 times a multiplier (Lagrange). The change of a small example points
-along the normal, so its multiples are tried. In Linf the entries up to the largest one cost nothing,
-in L1 and L0 the last entries are filled in part: rounding away from the input takes them up.
+boundary's normal times a number, rounded to the nearest level: an entry goes from k to k + 1
+levels where that gains more than 2k + 1 times a multiplier (Lagrange). The change of a small
+example points along the normal, so its multiples are tried. In Linf only the largest entries cost
+anything, in L1 and L0 the last entries are filled in part: rounding away from the input takes
+them up.
 """
 
 from __future__ import annotations
