@@ -132,8 +132,8 @@ def _search(walk: Walk, norm: str, anchors: tuple[Floats, Ints] | None) -> None:
     normal[rows] = _unit(walk.best[rows] - walk.origin[rows])
     size = max(_CHUNK, walk.queries // _FIRST_ROUNDS)
     number = 0
-    while len(rows := rows[walk.left(rows) > min(_CHUNK, walk.width)]) and walk.width > 1:
-        normal[rows] = _round(walk, rows, normal[rows], number, min(size, walk.width))
+    while len(rows := rows[walk.left(rows) > min(_CHUNK, 2 * walk.width)]) and walk.width > 1:
+        normal[rows] = _round(walk, rows, normal[rows], number, min(size, 2 * walk.width))
         size, number = int(_GROWTH * size), number + 1
     if reduced:
         walk.queries = whole

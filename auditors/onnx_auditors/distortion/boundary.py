@@ -30,6 +30,8 @@ SIZES: dict[str, Callable[[Doubles], Doubles]] = {
 _ANCHORS = 6
 _NOISE_SHARES = (0.1, 0.3, 1.0, 1.0)
 _NOISE_DRAW = 2**24
+_CORNER_SHARE = 0.25
+_UPPER_SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)
 _FIRST_GAP = 1 / 256
 _GALLOPS = 8
 _BISECTIONS = 4
@@ -136,7 +138,7 @@ class Walk:
 
 
 def start(walk: Walk, anchors: tuple[Floats, Ints] | None) -> None:
-    """Finds the first adversarial points: the input, anchors, the box's ends, noise.
+    """Finds the first adversarial points: the input, anchors, the box's ends, noise, corners.
 
     Args:
         walk: The walk.
@@ -154,6 +156,19 @@ def start(walk: Walk, anchors: tuple[Floats, Ints] | None) -> None:
         drawn = uniform(torch.from_numpy(walk.seeds[rows]), _NOISE_DRAW + i, walk.width).numpy()
         far = origin + np.float32(share) * (lower + (upper - lower) * drawn - origin)
         _towards(walk, rows, walk.clip(far, rows))
+    _from_corners(walk, rows)
+
+
+def _from_corners(walk: Walk, rows: Ints) -> None:
+    """Tries random corners of the box for rows without any start, with a part of their queries."""
+    for i in range(int(_CORNER_SHARE * walk.queries)):
+        rows = rows[np.isinf(walk.distance[rows]) & (walk.left(rows) > 0)]
+        if not len(rows):
+            return
+        seeds = torch.from_numpy(walk.seeds[rows])
+        drawn = uniform(seeds, _NOISE_DRAW + len(_NOISE_SHARES) + i, walk.width).numpy()
+        share = _UPPER_SHARES[i % len(_UPPER_SHARES)]
+        _towards(walk, rows, np.where(drawn < share, walk.upper[rows], walk.lower[rows]))
 
 
 def _from_anchors(walk: Walk, rows: Ints, anchors: tuple[Floats, Ints]) -> None:
