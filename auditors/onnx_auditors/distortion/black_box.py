@@ -29,12 +29,13 @@ from onnx_auditors.distortion.directions import directions
 from onnx_auditors.distortion.reduction import reduce
 
 LEAST_QUERIES = 20
-_CHUNK = 16
+_CHUNK = 32
 _FIRST_ROUNDS = 32
-_GROWTH = 2.0
-_RADIUS = 0.1
+_GROWTH = 1.4
+_RADIUS = 0.2
 _MIXTURES = (1.0, 2.0, 0.5, 4.0, 0.25)
-_UNDECIDED = 0.5
+_STEPS_ASIDE = (0.2, 0.05)
+_UNDECIDED = 0.2
 _LEAST_SPREAD = 0.1
 _SHARE_BEFORE_REDUCTION = 0.75
 _GROUP_NUMBERS = 2**25
@@ -149,6 +150,10 @@ def _round(walk: Walk, rows: Ints, normal: Floats, number: int, size: int) -> Fl
         before = walk.distance[rows]
         boundary.along(walk, rows, _unit(normal + mixture * missing))
         chosen[walk.distance[rows] < before] = mixture
+    if walk.norm == "linf":
+        length = np.linalg.norm(walk.best[rows] - walk.origin[rows], axis=1, keepdims=True)
+        for share in _STEPS_ASIDE:
+            boundary.aside(walk, rows, (share * length * missing).astype(np.float32))
     return _unit(normal + chosen[:, None] * missing)
 
 

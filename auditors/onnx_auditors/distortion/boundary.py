@@ -34,7 +34,7 @@ _CORNER_SHARE = 0.25
 _UPPER_SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)
 _FIRST_GAP = 1 / 256
 _GALLOPS = 8
-_BISECTIONS = 4
+_BISECTIONS = 6
 _DOUBLINGS, _HALVINGS = 10, 30
 
 
@@ -47,7 +47,8 @@ class Walk:
         upper: Upper end, [n, d].
         shape: Shape of the inputs as given.
         width: d.
-        size: From changes to sizes, in the norm of the walk.
+        norm: The norm by which points are nearer, a key of `SIZES`.
+        size: From changes to sizes in it.
         queries: Answers that each row may ask for.
         seeds: Int64 [n].
         best: The nearest adversarial points so far, [n, d]; the input itself at first.
@@ -80,12 +81,12 @@ class Walk:
         )
         self.best, self.answer = self.origin.copy(), labels.copy()
         self.distance = np.full(len(inputs), np.inf)
-        self.size = SIZES[norm]
+        self.norm, self.size = norm, SIZES[norm]
         self.spent = np.zeros(len(inputs), dtype=np.int64)
 
     def measure(self, norm: str) -> None:
         """Changes the norm, and sizes the best points in it."""
-        self.size = SIZES[norm]
+        self.norm, self.size = norm, SIZES[norm]
         rows = self.open()
         self.distance[rows] = self.change_size(self.best[rows], rows)
 
@@ -209,7 +210,7 @@ def along(walk: Walk, rows: Ints, normal: Floats) -> None:
 
     In L2 the change is the normal's multiple, in Linf that of its signs; clipped to the box.
     """
-    steepest = np.sign(normal) if walk.size is SIZES["linf"] else normal
+    steepest = np.sign(normal) if walk.norm == "linf" else normal
     origin = walk.origin[rows]
 
     def path(level: Doubles, places: Ints) -> Floats:
@@ -226,6 +227,22 @@ def along(walk: Walk, rows: Ints, normal: Floats) -> None:
         short = walk.change_size(path(middle, places), rows) < wanted
         low, high = np.where(short, middle, low), np.where(short, high, middle)
     shrink(walk, rows, path, high)
+
+
+def aside(walk: Walk, rows: Ints, step: Floats) -> None:
+    """Steps aside from the best points by [m, d], and cuts off the largest changes: for Linf.
+
+    Where several boundaries meet, the nearest point may change some entries by less than the
+    largest change, which no multiple of signs does.
+    """
+    origin = walk.origin[rows]
+    change = (walk.clip(walk.best[rows] + step, rows) - origin).astype(np.float64)
+
+    def cut(level: Doubles, places: Ints) -> Floats:
+        bound = level[:, None]
+        return walk.clip(origin[places] + np.clip(change[places], -bound, bound), rows[places])
+
+    shrink(walk, rows, cut, walk.distance[rows])
 
 
 def shrink(walk: Walk, rows: Ints, path: Path, high: Doubles, first: Bools | None = None) -> None:

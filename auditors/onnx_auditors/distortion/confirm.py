@@ -188,7 +188,7 @@ def _push(walk: Walk, examples: Floats, pushes: tuple[float, ...]) -> None:
         if not len(rows):
             break
     rows = np.flatnonzero(np.isfinite(walk.distance) & (high > _COARSE_PUSH))
-    for _ in range(_BISECTIONS if walk.size is not SIZES["l0"] else 0):
+    for _ in range(_BISECTIONS if walk.norm != "l0" else 0):
         middle = (low[rows] + high[rows]) / 2
         done = confirmed(rows, middle)
         high[rows[done]], low[rows[~done]] = middle[done], middle[~done]

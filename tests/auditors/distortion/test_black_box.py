@@ -109,17 +109,20 @@ def test_targets(norm: str) -> None:
     order = 2 if norm == "l2" else np.inf
     best = np.array(
         [
-            _nearest_by_sampling(weights, origin, target, order)
+            nearest_by_solver(weights, origin, target, order)
             for origin, target in zip(inputs, targets, strict=True)
         ]
     )
-    assert (result.distance <= 1.05 * best).all()
+    ratio = result.distance / best
+    assert ratio.min() >= 1 - 1e-3
+    assert np.median(ratio) <= 1.02
+    assert ratio.max() <= 1.25  # a target's nearest point may lie on an edge, which takes longer
 
 
-def _nearest_by_sampling(
+def nearest_by_solver(
     weights: npt.NDArray[Any], origin: Floats, target: int, order: float
 ) -> float:
-    """Returns an upper bound of the distance to a class: the best of two solver runs."""
+    """Returns the distance to the region of a class in the box, by a convex solver."""
     differences = weights[target] - np.delete(weights, target, axis=0)
     if order == 2:
         result = optimize.minimize(
@@ -205,18 +208,18 @@ def test_saturated_model() -> None:
             exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
         return (exponents / exponents.sum(axis=1, keepdims=True)).argmax(axis=1)
 
-    inputs = np.random.default_rng(10).uniform(0.45, 0.55, (10, 30)).astype(np.float32)
+    inputs = np.random.default_rng(10).uniform(0.3, 0.7, (30, 30)).astype(np.float32)
     labels = answers(inputs)
     truth = exact(weights, inputs, labels, "l2")
     result = black_box(saturated, inputs, labels, "l2", 1500)
-    near = truth < 0.4
-    assert near.sum() >= 3
+    near = truth < 0.6
+    assert near.sum() >= 5
     assert (result.distance[near] <= 1.05 * truth[near]).all()
 
 
 def test_wide_box_and_uneven_ends() -> None:
     """Boxes with ends of their own for each entry are kept; scale does not matter."""
-    weights, answers = linear(12, 3, seed=11)
+    _, answers = linear(12, 3, seed=11)
     inputs = np.random.default_rng(12).uniform(0.4, 0.6, (8, 12)).astype(np.float32)
     labels = answers(inputs)
     unit = black_box(answers, inputs, labels, "l2", 600)
@@ -287,7 +290,7 @@ def test_a_single_entry() -> None:
 
 
 def test_directions_are_an_orthonormal_basis() -> None:
-    """All vectors of a basis are orthonormal, spread, and the same whether drawn in parts or not."""
+    """A basis is orthonormal and spread, the same in parts, and followed by its opposite."""
     seeds = np.array([3, 99], dtype=np.int64)
     whole = directions(seeds, 0, 0, 37, 37).astype(np.float64)
     for basis in whole:
@@ -296,6 +299,7 @@ def test_directions_are_an_orthonormal_basis() -> None:
     parts = [directions(seeds, 0, i, min(10, 37 - i), 37) for i in range(0, 37, 10)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
     np.testing.assert_array_equal(directions(seeds[1:], 0, 0, 37, 37)[0], whole[1])
+    np.testing.assert_array_equal(directions(seeds, 0, 30, 44, 37)[:, 7:], -whole)
     assert not np.allclose(directions(seeds, 1, 0, 37, 37), whole)
 
 
@@ -320,7 +324,7 @@ def test_real_network(norm: str) -> None:
         check(result, judge, inputs, lambda answers: answers != labels, norm)
         means.append(result.distance.mean())
     assert means == sorted(means, reverse=True)
-    assert means[-1] < 0.35 * means[0]
+    assert means[-1] < 0.6 * means[0]
 
 
 def test_what_is_not_offered() -> None:
