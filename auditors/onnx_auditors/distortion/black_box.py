@@ -12,6 +12,7 @@ point next to the boundary and an estimate of the boundary's normal there, and g
    the input along each normal to the boundary, if that is nearer than the best so far. The best
    mixture is the next estimate. In L2 this is a search in the plane of the two, as in Reza et al.
    2023, "CGBA".
+3. In Linf, step from the best point along the missing part, and cut off the largest changes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _FIRST_ROUNDS = 32
 _GROWTH = 1.4
 _RADIUS = 0.2
 _MIXTURES = (1.0, 2.0, 0.5, 4.0, 0.25)
-_STEPS_ASIDE = (0.2, 0.05)
+_STEPS_ASIDE = (1.0, 0.3, 0.1, 0.03)
 _UNDECIDED = 0.2
 _LEAST_SPREAD = 0.1
 _SHARE_BEFORE_REDUCTION = 0.75

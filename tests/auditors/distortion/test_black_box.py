@@ -116,7 +116,7 @@ def test_targets(norm: str) -> None:
     ratio = result.distance / best
     assert ratio.min() >= 1 - 1e-3
     assert np.median(ratio) <= 1.02
-    assert ratio.max() <= 1.25  # a target's nearest point may lie on an edge, which takes longer
+    assert ratio.max() <= 1.1  # a target's nearest point may lie on an edge, which takes longer
 
 
 def nearest_by_solver(
@@ -179,14 +179,16 @@ def test_few_entries(norm: str) -> None:
 def test_staircase_without_gradients() -> None:
     """A model of steps, whose gradient is 0 everywhere, is not called robust.
 
-    Entries are rounded to 16 levels before a linear score, and the score to 40.
+    Entries are rounded to 16 levels before a linear score, and the scores to quarters.
     """
     rng = np.random.default_rng(8)
     weights = rng.standard_normal((2, 50))
     inputs = rng.uniform(0.4, 0.6, (10, 50)).astype(np.float32)
 
     def answers(x: Floats) -> npt.NDArray[Any]:
-        return np.rint(4 * (np.rint(16 * x.astype(np.float64)) / 16 @ weights.T)).argmax(1)
+        scores = np.rint(16 * x.astype(np.float64)) / 16 @ weights.T
+        classes: Ints = np.rint(4 * scores).argmax(1)
+        return classes
 
     labels = answers(inputs)
     judge = Counter(answers)
@@ -206,7 +208,8 @@ def test_saturated_model() -> None:
         scores = x.astype(np.float32) @ (1e4 * weights.T).astype(np.float32)
         with np.errstate(under="ignore"):
             exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return (exponents / exponents.sum(axis=1, keepdims=True)).argmax(axis=1)
+        classes: Ints = (exponents / exponents.sum(axis=1, keepdims=True)).argmax(axis=1)
+        return classes
 
     inputs = np.random.default_rng(10).uniform(0.3, 0.7, (30, 30)).astype(np.float32)
     labels = answers(inputs)

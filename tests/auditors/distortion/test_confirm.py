@@ -185,7 +185,8 @@ def test_rounded_examples_of_a_real_network(norm: str) -> None:
 
     def answers(x: Floats) -> npt.NDArray[Any]:
         calls.append(len(x))
-        return session.run(x).argmax(axis=1)
+        classes: Ints = session.run(x).argmax(axis=1)
+        return classes
 
     clean = answers(inputs)
     right = clean == labels
