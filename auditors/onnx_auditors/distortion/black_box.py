@@ -12,7 +12,8 @@ point next to the boundary and an estimate of the boundary's normal there, and g
    the input along each normal to the boundary, if that is nearer than the best so far. The best
    mixture is the next estimate. In L2 this is a search in the plane of the two, as in Reza et al.
    2023, "CGBA".
-3. In Linf, step from the best point along the missing part, and cut off the largest changes.
+3. In Linf, and in L2 where that found nothing, step from the best point along the missing part,
+   and come nearer from there.
 """
 
 from __future__ import annotations
@@ -151,10 +152,10 @@ def _round(walk: Walk, rows: Ints, normal: Floats, number: int, size: int) -> Fl
         before = walk.distance[rows]
         boundary.along(walk, rows, _unit(normal + mixture * missing))
         chosen[walk.distance[rows] < before] = mixture
-    if walk.norm == "linf":
-        length = np.linalg.norm(walk.best[rows] - walk.origin[rows], axis=1, keepdims=True)
-        for share in _STEPS_ASIDE:
-            boundary.aside(walk, rows, (share * length * missing).astype(np.float32))
+    stuck = np.flatnonzero((chosen == _UNDECIDED) | (walk.norm == "linf"))
+    length = np.linalg.norm(walk.best[rows] - walk.origin[rows], axis=1, keepdims=True)
+    for share in _STEPS_ASIDE:
+        boundary.aside(walk, rows[stuck], (share * length * missing)[stuck].astype(np.float32))
     return _unit(normal + chosen[:, None] * missing)
 
 

@@ -230,13 +230,17 @@ def along(walk: Walk, rows: Ints, normal: Floats) -> None:
 
 
 def aside(walk: Walk, rows: Ints, step: Floats) -> None:
-    """Steps aside from the best points by [m, d], and cuts off the largest changes: for Linf.
+    """Steps aside from the best points by [m, d], and looks from there for a nearer point.
 
-    Where several boundaries meet, the nearest point may change some entries by less than the
-    largest change, which no multiple of signs does.
+    Where several boundaries meet, no path along one normal leads to the nearest point. In Linf the
+    largest changes are cut off, in L2 the path goes straight to the input.
     """
+    far = walk.clip(walk.best[rows] + step, rows)
+    if walk.norm != "linf":
+        _towards(walk, rows, far)
+        return
     origin = walk.origin[rows]
-    change = (walk.clip(walk.best[rows] + step, rows) - origin).astype(np.float64)
+    change = (far - origin).astype(np.float64)
 
     def cut(level: Doubles, places: Ints) -> Floats:
         bound = level[:, None]
