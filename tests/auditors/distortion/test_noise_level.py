@@ -103,7 +103,7 @@ def test_clipped_noise_that_never_changes_the_answer() -> None:
 
 
 def test_wrong_answers_need_no_noise() -> None:
-    """Where the input is answered otherwise scale and sizes are 0; the ratio to a linear model's distortion is known."""
+    """Wrong answers have scale and sizes 0; a linear model's ratio to distortion is known."""
     w, network = two_sided(3.0)
     x = torch.zeros(4, WIDTH)
     labels = torch.tensor([0, 1, 0, 2])
