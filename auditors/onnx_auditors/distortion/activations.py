@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
 
-from onnx_auditors.distortion.polyhedra import TOLERANCE, Floats, Shortest, shortest_l2
+from onnx_auditors.distortion.polyhedra import Floats, Shortest, shortest_l2
 
 GAP = 1e-6
 """Largest relative difference between the shortest change and the proved lower bound."""
 _NODES = 20_000
 _CUTS = 40
+_INFEASIBLE = 2
+_PUSHES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
+"""Shares by which HiGHS' optimum is lengthened until it meets the conditions in float64."""
 _MEET = 1e-7
 """Largest violation of V relu(z) + v0 >= 0, as a share of its scale."""
 
@@ -82,7 +85,7 @@ def shortest(problem: Problem, norm: str, cutoff: float) -> Shortest:
 
 def _branch_and_bound(problem: Problem, cutoff: float) -> Shortest:
     """Searches over activation patterns, least bound first."""
-    best, length = None, cutoff
+    best, length, unsettled = None, cutoff, math.inf
     count = itertools.count()
     heap = [(0.0, next(count), np.zeros(len(problem.start), dtype=np.int8))]
     for _ in range(_NODES):
@@ -102,14 +105,16 @@ def _branch_and_bound(problem: Problem, cutoff: float) -> Shortest:
         # How much the bound of each undecided unit may overstate it.
         line = high * (z - low) / np.maximum(high - low, 1e-300)
         loose = np.maximum(problem.outer, 0).sum(0) * (line - np.maximum(z, 0)) * (signs == 0)
-        if bound >= length * (1 - GAP) or problem.met(relaxed.change) or not loose.any():
+        if bound >= length * (1 - GAP) or problem.met(relaxed.change):
+            continue
+        if not loose.any():
+            unsettled = min(unsettled, bound)
             continue
         for sign in (-1, 1):
             child = signs.copy()
             child[loose.argmax()] = sign
             heapq.heappush(heap, (bound, next(count), child))
-    proved = min([length * (1 - GAP), *(entry[0] for entry in heap[:1])])
-    return Shortest(best, proved if math.isfinite(length) or heap else math.inf)
+    return Shortest(best, min([length * (1 - GAP), unsettled, *(node[0] for node in heap[:1])]))
 
 
 def _relaxed(
@@ -196,7 +201,11 @@ def _integer_program(problem: Problem, norm: str, cutoff: float) -> Shortest:
         options={"mip_rel_gap": GAP},
     )
     if found.x is None:
-        return Shortest(None, cutoff)
-    change = np.clip(found.x[:width] - found.x[width : 2 * width], problem.lower, problem.upper)
+        return Shortest(None, cutoff if found.status == _INFEASIBLE else 0.0)
     bound = found.mip_dual_bound if gains.any() else found.fun
-    return Shortest(change, float(bound) * (1 - TOLERANCE))
+    change = found.x[:width] - found.x[width : 2 * width]
+    for push in _PUSHES:
+        pushed = np.clip((1 + push) * change, problem.lower, problem.upper)
+        if problem.met(pushed):
+            return Shortest(pushed, float(bound))
+    return Shortest(None, float(bound))

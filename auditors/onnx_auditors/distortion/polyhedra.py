@@ -22,7 +22,8 @@ _HALVINGS = 60
 class Shortest(NamedTuple):
     """A change [d] and a lower bound of the length of every change in the polyhedron.
 
-    The change is None where the polyhedron holds none that is as short as the cutoff.
+    The change is None where the polyhedron holds none that is as short as the cutoff. Whoever uses
+    a change checks it; the bound holds in any case.
     """
 
     change: Floats | None
@@ -45,12 +46,16 @@ def shortest_l2(
         upper: Float64 [d], at least 0 and finite.
         cutoff: Length from which on changes are of no interest.
     """
-    length = np.maximum(np.linalg.norm(normals, axis=1), 1e-300)
+    length = np.linalg.norm(normals, axis=1)
+    length[length == 0] = 1.0
     a, c = normals / length[:, None], offsets / length
     # No change in the box is longer, so a dual value beyond it proves that there is none.
     far = min(cutoff, float(np.linalg.norm(np.maximum(-lower, upper))) * (1 + 1e-9) + 1e-300)
     slack = TOLERANCE * float((upper - lower).max())
-    mu, bound = np.zeros(len(c)), 0.0
+    least = np.maximum(a, 0) @ lower + np.minimum(a, 0) @ upper
+    if (least > c + slack).any():
+        return Shortest(None, math.inf)
+    mu, change, bound = np.zeros(len(c)), np.zeros(a.shape[1]), 0.0
     for _ in range(_STEPS):
         wish = -mu @ a
         change = np.clip(wish, lower, upper)
@@ -59,12 +64,12 @@ def shortest_l2(
         dual = half_square + float(mu @ slope)
         bound = max(bound, math.sqrt(max(0.0, 2 * dual)))
         if bound > far:
-            return Shortest(None, math.inf if bound < cutoff else bound)
+            return Shortest(None, bound if bound > cutoff else math.inf)
         if slope.max(initial=0) <= slack and half_square - dual <= TOLERANCE * half_square:
             return Shortest(change, bound)
         step = _piece(a[:, (wish > lower) & (wish < upper)], slope, mu) - mu
         mu = mu + _length(a, c, lower, upper, mu, step) * step
-    return Shortest(None, bound)
+    return Shortest(change, bound)
 
 
 def _piece(a: Floats, slope: Floats, mu: Floats) -> Floats:
@@ -76,9 +81,7 @@ def _piece(a: Floats, slope: Floats, mu: Floats) -> Floats:
     return best
 
 
-def _length(
-    a: Floats, c: Floats, lower: Floats, upper: Floats, mu: Floats, step: Floats
-) -> float:
+def _length(a: Floats, c: Floats, lower: Floats, upper: Floats, mu: Floats, step: Floats) -> float:
     """Returns the share of a step that maximises the concave dual along it, at most 1."""
 
     def rises(share: float) -> bool:
