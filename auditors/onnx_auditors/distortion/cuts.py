@@ -2,9 +2,9 @@
 
 Near the optimum of a targeted search some other classes tie, and the boundary has an edge there.
 Each pair keeps the linear margins to the last few classes that stood in the way, and the step is
-the nearest point in L2 that meets them all inside the box. Its dual has one multiplier a half-space;
-they are found by coordinate ascent (Hildreth 1957, "A quadratic programming procedure") that starts
-from those of the step before, so that a few sweeps a step are enough.
+the nearest point in L2 that meets them all inside the box. Its dual has one multiplier for each
+half-space; they are found by coordinate ascent (Hildreth 1957, "A quadratic programming procedure")
+that starts from those of the step before, so that a few sweeps a step are enough.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cuts:
         return slot, normal
 
     def nearest(self, beyond: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        """Returns about the shortest step in L2 that goes `beyond` [m] all half-spaces in the box."""
+        """Returns about the shortest L2 step inside the box, `beyond` [m] all half-spaces."""
         used = self.classes >= 0
         pull = torch.einsum("ms,msd->md", self.multipliers, self.normals)
         for sweep in range(SWEEPS * SLOTS):

@@ -250,5 +250,6 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
                 starts_.append(search.origin[rows] + scale * search.width * noise[:, i])
             rival.append(order[:, RIVALS[(turn + i) % len(RIVALS)] % order.shape[1]])
         turn += width
-        pairs = _start(search, flat, torch.stack(rival, 1).reshape(-1), torch.stack(starts_, 1).flatten(0, 1))
+        rivals = torch.stack(rival, 1).reshape(-1)
+        pairs = _start(search, flat, rivals, torch.stack(starts_, 1).flatten(0, 1))
         _narrow(search, rows, pairs, ROUND_STAGES, budget)

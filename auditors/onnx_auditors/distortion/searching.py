@@ -21,7 +21,6 @@ from onnx_auditors.distortion.batch import Batch, Indices, confidence, squashed
 from onnx_auditors.distortion.confirm import confirm
 from onnx_auditors.distortion.minimal import minimal
 from onnx_auditors.distortion.norms import NORMS
-from onnx_auditors.distortion.targeted import confirm_targets
 
 _FIRST_SEED, _SECOND_SEED = 2, 4
 
@@ -227,9 +226,16 @@ def _search_part(
     confirmed = np.zeros(len(places), dtype=bool)
     tried = np.flatnonzero(result.distance.isfinite().cpu().numpy())
     if len(tried):
-        ask, goals = (confirm_targets, tasks.targets) if aimed else (confirm, labels)
         candidates = result.examples[torch.from_numpy(tried).to(context.device)].cpu().numpy()
-        told = ask(context, inputs[tried], candidates, goals[tried], clean[tried])
+        told = confirm(
+            context,
+            inputs[tried],
+            candidates,
+            labels[tried],
+            clean[tried],
+            norm=name_of(norm),
+            targets=tasks.targets[tried] if aimed else None,
+        )
         examples[tried], predictions[tried] = told.examples, told.predictions
         confirmed[tried] = told.confirmed
     distance = np.where(confirmed, sizes(norm, inputs, examples), math.inf)
