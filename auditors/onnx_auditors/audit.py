@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +95,44 @@ def merge(
     configs: v1.AuditorConfigs,
     context: Context,
     kind: v1.Auditor.ValueType,
-    partials: Sequence[bytes],
+    partials: Sequence[Path],
     folder: Path,
 ) -> v1.SectionResult:
-    """Joins an auditor's partials; artefacts go into files of `folder`, named by their digest."""
+    """Joins an auditor's partials; artefacts go into files of `folder`, named by their digest.
 
-    def save(content: bytes, media_type: str) -> v1.BlobRef:
-        digest = hashlib.sha256(content).hexdigest()
-        (folder / digest).write_bytes(content)
-        return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
+    Args:
+        configs: The resolved configurations.
+        context: What the audit works on.
+        kind: The auditor.
+        partials: Files with the partials of its shards, in their order.
+        folder: Where artefacts go.
+    """
+
+    def save(content: Iterable[bytes], media_type: str) -> v1.BlobRef:
+        digest, size = hashlib.sha256(), 0
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            for piece in content:
+                digest.update(piece)
+                size += file.write(piece)
+        Path(file.name).rename(folder / digest.hexdigest())
+        return v1.BlobRef(sha256=digest.hexdigest(), size_bytes=size, media_type=media_type)
 
     auditor = AUDITORS[kind]
     config = auditor.resolve(getattr(configs, NAMES[kind]), context)
-    parsed = [auditor.partial_type.FromString(content) for content in partials]
-    section: Any = auditor.merge(config, context, parsed, save)
+    section: Any = auditor.merge(config, context, _Partials(auditor.partial_type, partials), save)
     result = v1.SectionResult(warnings=auditor.warnings(section, context))
     getattr(result, NAMES[kind]).CopyFrom(section)
     return result
+
+
+class _Partials(Sequence[Any]):
+    """Partials in files: each is read when it is asked for, so that one is in memory at a time."""
+
+    def __init__(self, partial_type: Any, paths: Sequence[Path]) -> None:  # noqa: ANN401 - a message class
+        self._type, self._paths = partial_type, paths
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - a message
+        return self._type.FromString(self._paths[index].read_bytes())
+
+    def __len__(self) -> int:
+        return len(self._paths)

@@ -105,7 +105,7 @@ class Runner:
             job.audit.auditors,
             job.context,
             command["auditor"],
-            [Path(path).read_bytes() for path in command["partials"]],
+            [Path(path) for path in command["partials"]],
             Path(command["artefacts"]),
         )
         Path(command["result"]).write_bytes(result.SerializeToString(deterministic=True))

@@ -173,10 +173,10 @@ def test_distances_of_a_logistic_model(name: str, tmp_path: Path) -> None:
     planned = plan(configs, context)
     assert planned.parity.passed
     shards = planned.plans[0].shards
-    parts = [
-        run_shard(planned.auditors, context, v1.AUDITOR_DISTORTION, i, lambda *_: None)
-        for i in range(shards)
-    ]
+    parts = [tmp_path / f"partial-{i}" for i in range(shards)]
+    for i, part in enumerate(parts):
+        content = run_shard(planned.auditors, context, v1.AUDITOR_DISTORTION, i, lambda *_: None)
+        part.write_bytes(content)
     section = merge(planned.auditors, context, v1.AUDITOR_DISTORTION, parts, tmp_path).distortion
     assert (section.probe_count, section.misclassified) == (COUNT, 4)
     exact = np.abs(Z[:, 0]) / np.linalg.norm(W.astype(np.float64))
