@@ -87,6 +87,10 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
                 ),
             )
         ]
+    return [*_at_chance(section, classes), *_without_gradients(section)]
+
+
+def _at_chance(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarning]:
     accuracy = section.clean_accuracy
     # Twice chance for many classes; halfway between chance and certainty for two or three.
     limit = min(2 / classes, (1 + 1 / classes) / 2)
@@ -99,6 +103,30 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
                 f"the model answers {accuracy.value:.1%} of the probes rightly, which is close to "
                 f"chance ({1 / classes:.1%}): mean, std, channel order, layout or the numbering of "
                 "the labels may be wrong, and then the figures say nothing about the model"
+            ),
+        )
+    ]
+
+
+def _without_gradients(section: v1.DistortionSection) -> list[v1.ReportWarning]:
+    """Says that where gradients are useless, nothing found is nothing proved."""
+    left = {
+        UNITS[norm.norm]: norm.not_found + norm.unconfirmed
+        for norm in section.norms
+        if norm.not_found + norm.unconfirmed
+    }
+    share = section.vanishing_gradients.value
+    if not left or not share > 0:
+        return []
+    counts = ", ".join(f"{count} in {unit}" for unit, count in left.items())
+    return [
+        v1.ReportWarning(
+            code="NOT_FOUND_WITHOUT_GRADIENTS",
+            message=(
+                f"the gradient vanishes at {share:.1%} of the probes, and for some no example was "
+                f"found ({counts}), although up to {section.config.black_box_runs} answers of the "
+                "model were asked for each. That does not show that the model is robust there: "
+                "raise black_box_runs, or check whether its answer depends on the input at all"
             ),
         )
     ]
