@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.distortion import inside, section
 from onnx_auditors.distortion.attempts import Anchors
+from onnx_auditors.distortion.batch import squashed
 from onnx_auditors.distortion.memory import batch_rows
 from onnx_auditors.distortion.noise_level import DRAWS
 from onnx_auditors.distortion.projected import ANCHORED_BUDGET
@@ -105,8 +107,22 @@ class DistortionAuditor:
         return section.merge(config, context, partials, save)
 
     def warnings(self, section: v1.DistortionSection, context: Context) -> list[v1.ReportWarning]:
-        """Says whether the model's errors on the probes themselves look like a wrong input spec."""
-        return warnings(section, context.network.classes)
+        """Says what a reader must know: errors without a change, no gradients, no classes."""
+        found = warnings(section, context.network.classes)
+        entries = math.prod(context.input_map.probe_shape)
+        if context.network.classes == entries and not squashed(context):
+            found.append(
+                v1.ReportWarning(
+                    code="OUTPUT_LIKE_INPUT",
+                    message=(
+                        f"output '{context.network.output}' has as many entries as a probe "
+                        f"({entries}), and each was taken for a class. If the model gives its "
+                        "input back (an autoencoder), the figures say nothing about it: audit it "
+                        "with a linear head on one of its values"
+                    ),
+                )
+            )
+        return found
 
 
 def _probe_count(config: v1.DistortionConfig, context: Context) -> int:

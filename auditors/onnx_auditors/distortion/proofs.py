@@ -31,6 +31,8 @@ _MORE_TERMS = 8
 _SQUASH = 1e-5
 """Difference of logits that a softmax or sigmoid in float32 may round away."""
 _FLOAT64 = 1e-9
+_OPTIMUM = 1e-5
+"""How far an optimum may be above its proved lower bound, as a share of it."""
 _DUAL_TOLERANCE = 1e-7
 """HiGHS' tolerance of reduced costs; a dual bound is off by at most that times each variable's
 range."""
@@ -81,9 +83,13 @@ class Prover:
         name, box = name_of(norm), (lower, upper)
         best = exact(self.model, inputs, labels, name, targets, box=box,
                      known=found.best.examples[rows])  # fmt: skip
+        # Where the nearest change only just ties, as where no unit is active, none may be found.
+        known = best.distance <= best.lower * (1 + _OPTIMUM)
         proved = {
-            int(row): v1.CertifiedRadius(method=v1.CERTIFICATE_METHOD_EXACT, optimum=distance)
-            for row, distance in zip(rows, best.distance.tolist(), strict=True)
+            int(row): v1.CertifiedRadius(
+                method=v1.CERTIFICATE_METHOD_EXACT, optimum=distance if sure else None
+            )
+            for row, distance, sure in zip(rows, best.distance.tolist(), known, strict=True)
         }
         if self.slack is not None:
             with_slack = exact(self.model, inputs, labels, name, targets, box=box,

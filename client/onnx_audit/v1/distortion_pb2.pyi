@@ -626,7 +626,9 @@ Global___HiddenDistortion: _TypeAlias = HiddenDistortion  # noqa: Y015
 
 @_typing.final
 class NoiseDistortion(_message.Message):
-    """The noise of one kind that changes ONNX Runtime's answer in half of the draws."""
+    """The noise of one kind that has changed ONNX Runtime's answer in half of the draws: each draw is
+    scaled up until the answer changes for the first time.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -638,13 +640,13 @@ class NoiseDistortion(_message.Message):
     kind: Global___NoiseKind.ValueType
     """The kind."""
     unmoved: _builtins.int
-    """Probes whose answer even the largest scale does not change in half of the draws: 4 for GAUSSIAN
+    """Probes whose answer no scale up to the largest changes in half of the draws: 4 for GAUSSIAN
     and UNIFORM, 1 for SALT_AND_PEPPER.
     """
     @_builtins.property
     def scale(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.Quantile]:
-        """Quantiles of its scale over the probes that are answered rightly; a probe whose answer even the
-        largest scale does not change in half of the draws counts as Infinity. Unit "box", a share of the
+        """Quantiles of its scale over the probes that are answered rightly; a probe whose answer not even
+        scales up to the largest change in half of the draws counts as Infinity. Unit "box", a share of the
         width of the box; "1" for SALT_AND_PEPPER.
         """
 
@@ -711,7 +713,7 @@ Global___NoiseSize: _TypeAlias = NoiseSize  # noqa: Y015
 
 @_typing.final
 class ProbeNoise(_message.Message):
-    """The noise that changes the answer to one probe in half of the draws."""
+    """The noise that has changed the answer to one probe in half of the draws."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

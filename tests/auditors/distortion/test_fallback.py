@@ -87,7 +87,7 @@ def test_steps_before_a_linear_model(tmp_path: Path) -> None:
         helper.make_node("Floor", ["scaled"], ["stepped"]),
         helper.make_node("Gemm", ["stepped", "w"], ["y"], transB=1),
     ]
-    context = opened(tmp_path, nodes, {"levels": np.float32(16), "w": weights})
+    context = opened(tmp_path, nodes, {"levels": np.array(16, np.float32), "w": weights})
     result, blobs = audit(context, v1.DistortionConfig(budget=100, black_box_runs=RUNS))
     norm = result.norms[0]
     assert norm.confirmed == norm.black_box_searches == COUNT

@@ -83,6 +83,10 @@ def optimum(x: npt.NDArray[np.float64], middle: str) -> float:
 def test_optima_and_bounds_beside_what_was_found(middle: str, tmp_path: Path) -> None:
     """Proved bound <= optimum <= found, all close; the optimum is that of an independent solver."""
     context = opened(tmp_path, middle)
+    prover = proofs.Prover.of(context)
+    assert prover is not None
+    slack = prover.slack or math.inf
+    assert slack < 1e-3
     result, blobs = audit(context, v1.DistortionConfig(norms=NORMS, budget=200, exact_probes=9))
     for norm in result.norms:
         rows = [row for row in norm.probes if row.HasField("certified")]
@@ -91,21 +95,27 @@ def test_optima_and_bounds_beside_what_was_found(middle: str, tmp_path: Path) ->
             proved = row.certified
             assert proved.method == v1.CERTIFICATE_METHOD_EXACT
             assert proved.lower <= row.distance
+            if not proved.HasField("optimum"):
+                continue
             if math.isinf(proved.optimum):
                 assert math.isinf(row.distance)
                 continue
-            assert proved.optimum * (1 - 1e-3) - 1e-4 <= proved.lower <= proved.optimum
+            # Rounding costs its bound over the margin's slope, which is about 1 or more.
+            assert proved.optimum * (1 - 1e-3) - slack <= proved.lower <= proved.optimum
             assert row.distance >= proved.optimum * (1 - 1e-4)
-        exact = [row for row in rows if 0 < row.certified.optimum < math.inf]
+        known = [row for row in rows if row.certified.HasField("optimum")]
+        assert len(known) >= 8
+        exact = [row for row in known if 0 < row.certified.optimum < math.inf]
         ratios = [row.distance / row.certified.optimum for row in exact]
         summary = norm.certified
-        assert summary.exact == 9
+        assert summary.exact == len(known)
         assert summary.found_over_optimum.value == pytest.approx(np.mean(ratios))
-        assert summary.found_over_lower.value >= summary.found_over_optimum.value
+        over_lower = [row.distance / row.certified.lower for row in rows if row.certified.lower > 0]
+        assert summary.found_over_lower.value == pytest.approx(np.mean(over_lower))
         assert np.mean(ratios) <= 1.02
         tensors = blobs[norm.artefact.sha256]
-        assert np.isnan(tensors["optimum"]).sum() == COUNT - 9
-    some = [row for row in result.norms[0].probes if row.HasField("certified")][:3]
+        assert np.isnan(tensors["optimum"]).sum() == COUNT - len(known)
+    some = [row for row in result.norms[0].probes if row.certified.HasField("optimum")][:3]
     for row in some:
         truth = optimum(context.inputs(np.array([row.probe]))[0].astype(np.float64), middle)
         assert row.certified.optimum <= truth * (1 + 1e-6)
@@ -121,8 +131,9 @@ def test_rounding_stays_below_the_slack(middle: str, tmp_path: Path) -> None:
     assert prover.slack is not None
     points = np.random.default_rng(7).random((2000, WIDTH), dtype=np.float32)
     points[:64] = np.array(np.meshgrid(*[[0, 1]] * WIDTH)).reshape(WIDTH, -1).T
-    off = np.abs(context.scores(points) - scores(points.astype(np.float64), middle)).max()
-    read = np.abs(prover.model.logits(points.astype(np.float64)) - scores(points, middle)).max()
+    truth = scores(points.astype(np.float64), middle)
+    off = np.abs(context.scores(points) - truth).max()
+    read = np.abs(prover.model.logits(points.astype(np.float64)) - truth).max()
     assert off > 0
     assert 2 * (off + read) <= prover.slack <= 1e-3
 
