@@ -216,7 +216,7 @@ def _narrow(
     count = len(pairs.rows) // len(rows)
     ranks = torch.arange(count, device=rows.device).expand(len(rows), count)
     chosen = False
-    for i, (stage, steps) in enumerate(stages):
+    for i, (stage, most) in enumerate(stages):
         width = min(stage, count)
         if width < count:
             best = pairs.estimate.reshape(len(rows), count).argsort(dim=1, stable=True)
@@ -227,7 +227,7 @@ def _narrow(
             count = width
         last = i == len(stages) - 1
         affordable = int((search.left(rows, budget) - 0.5 * last) // width)
-        steps = min(steps, affordable)
+        steps = min(most, affordable)
         lost = search.distance[pairs.rows].isinf()
         if last and steps > 2 * WALK_STEPS and bool(lost.any()):
             walked = _walk(search, pairs.pick(lost), WALK_STEPS)
