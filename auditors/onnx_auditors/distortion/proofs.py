@@ -31,7 +31,7 @@ _MORE_TERMS = 8
 _SQUASH = 1e-5
 """Difference of logits that a softmax or sigmoid in float32 may round away."""
 _FLOAT64 = 1e-9
-_OPTIMUM = 1e-5
+_OPTIMUM = 1e-4
 """How far an optimum may be above its proved lower bound, as a share of it."""
 _DUAL_TOLERANCE = 1e-7
 """HiGHS' tolerance of reduced costs; a dual bound is off by at most that times each variable's

@@ -312,7 +312,7 @@ class CertifiedRadius(_message.Message):
     method: Global___CertificateMethod.ValueType
     """How it was proved."""
     optimum: _builtins.float
-    """The smallest distortion of the model in real arithmetic, up to a share of 1e-5; a tie counts as
+    """The smallest distortion of the model in real arithmetic, up to a share of 1e-4; a tie counts as
     a changed answer, and Infinity says that the box holds no change. Not set where only the lower
     bound is known.
     """

@@ -33,6 +33,8 @@ def weights() -> Weights:
         "w": rng.standard_normal((UNITS, WIDTH)).astype(np.float32),
         "b": rng.standard_normal(UNITS).astype(np.float32) / 4,
         "v": rng.standard_normal((CLASSES, UNITS)).astype(np.float32),
+        # Without it the classes would tie wherever no unit is active.
+        "c": rng.standard_normal(CLASSES).astype(np.float32) / 4,
     }
 
 
@@ -42,10 +44,10 @@ def opened(tmp_path: Path, middle: str, end: str = "Softmax") -> Context:
     if middle:
         nodes += [
             helper.make_node(middle, ["z"], ["a"]),
-            helper.make_node("Gemm", ["a", "v"], ["s"], transB=1),
+            helper.make_node("Gemm", ["a", "v", "c"], ["s"], transB=1),
         ]
     nodes.append(helper.make_node(end, [nodes[-1].output[0]], ["y"]))
-    used = {name: weights()[name] for name in ("wbv" if middle else "wb")}
+    used = {name: weights()[name] for name in ("wbvc" if middle else "wb")}
     onnx.save_model(graph_model(nodes, {"x": ["n", WIDTH]}, used), tmp_path / "m.onnx")
     inputs = np.random.default_rng(1).random((COUNT, WIDTH), dtype=np.float32)
     spec = v1.InputSpec(lower=[0.0], upper=[1.0], mean=[0.4], std=[0.25])
@@ -56,7 +58,7 @@ def scores(x: npt.NDArray[np.float64], middle: str) -> npt.NDArray[np.float64]:
     """Returns the model's logits in float64."""
     w = {name: value.astype(np.float64) for name, value in weights().items()}
     z = (x - np.float32(0.4)) / np.float32(0.25) @ w["w"].T + w["b"]
-    return np.maximum(z, 0) @ w["v"].T if middle == HIDDEN else z
+    return np.maximum(z, 0) @ w["v"].T + w["c"] if middle == HIDDEN else z
 
 
 def optimum(x: npt.NDArray[np.float64], middle: str) -> float:
