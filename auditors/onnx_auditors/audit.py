@@ -27,7 +27,10 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
     parity = context.parity()
     require(parity)
     result = v1.AuditPlan(
-        provenance=provenance(context), parity=parity, warnings=plan_warnings(context)
+        provenance=provenance(context),
+        parity=parity,
+        warnings=plan_warnings(context),
+        linear_head=context.head,
     )
     for kind, name in NAMES.items():
         if configs.HasField(name):  # type: ignore[arg-type] # NAMES holds the field's names
@@ -45,6 +48,8 @@ def plan_warnings(context: Context) -> list[v1.ReportWarning]:
         found.append(_SURROGATE)
     if context.network.column is Column.LOGIT:
         found.append(_single_score(context))
+    if context.head is not None:
+        found.append(_linear_head(context.head))
     return found
 
 
@@ -75,6 +80,20 @@ def _single_score(context: Context) -> v1.ReportWarning:
     else:
         message += "; of a regression or of a score with another threshold the figures say nothing"
     return v1.ReportWarning(code="SINGLE_SCORE_READ_AS_LOGIT", message=message)
+
+
+def _linear_head(head: v1.LinearHead) -> v1.ReportWarning:
+    """Says that answers are not the model's alone."""
+    return v1.ReportWarning(
+        code="LINEAR_HEAD",
+        message=(
+            f"every answer is that of a linear head on value '{head.config.value}', fitted on the "
+            f"labels of {head.probe_count} probes of this set: right for "
+            f"{head.training_accuracy.value:.1%} of them, and for "
+            f"{head.held_out_accuracy.value:.1%} when fitted without them. The figures are of the "
+            "model with this head; accuracy on the same probes is higher than on others"
+        ),
+    )
 
 
 def run_shard(

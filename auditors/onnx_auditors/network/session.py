@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import onnx.defs
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, ModelFailed, UnsupportedOperator
+from onnx_auditors.network.head import Head
 from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
 
 # Read when the libraries are first imported, or first use the GPU.
@@ -59,12 +62,16 @@ class Session:
         providers: Execution providers that run, in order.
         threads: Threads of one operator.
         output: Name of the output that the answer is read from.
+        dtype: Its element type, such as "float".
         column: As given.
+        head: What makes class scores of the rows of the output; None where they are class scores.
     """
 
     providers: list[str]
     output: str
+    dtype: str
     column: Column | None
+    head: Head | None
 
     def __init__(
         self,
@@ -96,9 +103,11 @@ class Session:
             )
         outputs = [_info(o) for o in self._session.get_outputs()]
         self.output = output or choose_output(outputs, {}, -1)
-        self._labels = next(o.dtype not in FLOATS for o in outputs if o.name == self.output)
+        self.dtype = next(o.dtype for o in outputs if o.name == self.output)
+        self._labels = self.dtype not in FLOATS
         self._classes = classes
         self.column = column
+        self.head = None
         first = self._input.shape[0] if self._input.shape else 1
         self._batch: int | None = first if isinstance(first, int) else None
 
@@ -139,7 +148,15 @@ class Session:
                 "of class scores for each"
             )
         table = scores.reshape(len(x), -1)[:rows]
+        if self.head is not None:
+            return self.head(table)
         return self._one_hot(table) if self._labels else table.astype(np.float32)
+
+    def with_head(self, head: Head | None) -> Self:
+        """Returns a view of the session that reads the output through a head."""
+        other = copy.copy(self)
+        other.head = head
+        return other
 
     def _one_hot(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         first = labels[:, 0].astype(np.int64)
@@ -239,11 +256,16 @@ def _info(node: Any) -> v1.TensorInfo:  # noqa: ANN401 - ONNX Runtime's NodeArg 
 
 def debug_model(proto: onnx.ModelProto) -> tuple[bytes, list[str]]:
     """Returns a copy of a model that outputs every value, and their names in topological order."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    present = {output.name for output in copy.graph.output}
-    names = [name for node in copy.graph.node for name in node.output if name]
-    copy.graph.output.extend(
+    names = [name for node in proto.graph.node for name in node.output if name]
+    return with_outputs(proto, names), names
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """Returns a copy of a model that outputs some of its values too, their types left open."""
+    extended = onnx.ModelProto()
+    extended.CopyFrom(proto)
+    present = {output.name for output in extended.graph.output}
+    extended.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present
     )
-    return copy.SerializeToString(), names
+    return extended.SerializeToString()
