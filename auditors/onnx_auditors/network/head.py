@@ -36,7 +36,7 @@ class Head:
     bias: npt.NDArray[np.float32]
 
     def __call__(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Returns the class scores [n, classes] of features [n, features], computed in float64."""
+        """Returns the class scores [n, classes] of features [n, features], by way of float64."""
         scores = features.astype(np.float64) @ self.weight.astype(np.float64) + self.bias
         return scores.astype(np.float32)
 

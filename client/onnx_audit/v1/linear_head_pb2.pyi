@@ -80,7 +80,9 @@ Global___LinearHeadConfig: _TypeAlias = LinearHeadConfig  # noqa: Y015
 
 @_typing.final
 class LinearHead(_message.Message):
-    """A fitted linear head: the answer is the class with the largest score `value * weight + bias`."""
+    """A fitted linear head. The answer is the class with the largest score, the first of equals; scores
+    are `value * weight + bias`, computed in float64 and rounded to float32.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
