@@ -14,6 +14,7 @@ from onnx_auditors.auditor import Progress
 from onnx_auditors.context import Context
 from onnx_auditors.network import require
 from onnx_auditors.network.outputs import Column
+from onnx_auditors.network.saturation import can_saturate
 from onnx_auditors.provenance import provenance
 from onnx_auditors.registry import AUDITORS, NAMES
 
@@ -46,6 +47,8 @@ def plan_warnings(context: Context) -> list[v1.ReportWarning]:
     found = []
     if context.network.surrogate:
         found.append(_SURROGATE)
+    if can_saturate(context.network.original):
+        found.append(_SATURATION)
     if context.network.column is Column.LOGIT:
         found.append(_single_score(context))
     if context.head is not None:
@@ -60,6 +63,17 @@ _SURROGATE = v1.ReportWarning(
         "where true gradients are zero; the search used surrogate gradients that pass "
         "straight through the rounding. Every counted example is confirmed on the model "
         "itself, but smaller ones may have been missed"
+    ),
+)
+
+_SATURATION = v1.ReportWarning(
+    code="SATURATING_PRODUCTS",
+    message=(
+        "the model multiplies 8-bit values by signed 8-bit weights beyond 64: on x86 processors "
+        "without VNNI ONNX Runtime saturates such sums unless told otherwise, and answers "
+        "differently. The figures are for exact products. Where the model is to run on such "
+        "processors, set ONNX Runtime's session option session.x64quantprecision to 1, or quantise "
+        "with reduce_range=True"
     ),
 )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 
 from onnx_audit import v1
@@ -23,7 +24,8 @@ from onnx_auditors.errors import AuditError, ParityFailed
 from onnx_auditors.network.network import Network
 from onnx_auditors.network.outputs import Column, two_classes
 from onnx_auditors.network.plan import Plan, Step
-from onnx_auditors.network.session import Session, debug_model, with_outputs
+from onnx_auditors.network.saturation import products, unsigned
+from onnx_auditors.network.session import Session, debug_model, saturates, with_outputs
 
 _TINY = float(np.finfo(np.float32).tiny)
 SINGLE = 2e-5
@@ -53,18 +55,26 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
 
     Raises:
         ModelFailed: ONNX Runtime reports an error.
+        ParityFailed: ONNX Runtime saturates 8-bit products of this model on this processor.
     """
     reference = session.table(inputs)
-    plain = Session(
-        with_outputs(network.original, [session.output]),
-        threads=session.threads,
-        output=session.output,
-        classes=reference.shape[1],
-        optimized=False,
-    )
-    as_it_stands = plain.with_head(session.head).table(inputs)
+    exact = unsigned(network.original) if saturates() else network.original
+
+    def answers(*, optimized: bool) -> npt.NDArray[np.float32]:
+        other = Session(
+            with_outputs(exact, [session.output]),
+            threads=session.threads,
+            output=session.output,
+            classes=reference.shape[1],
+            optimized=optimized,
+        )
+        return other.with_head(session.head).table(inputs)
+
+    if exact is not network.original:
+        _require_unsaturated(_relative(reference, answers(optimized=True)))
+    as_it_stands = answers(optimized=False)
     inside = [
-        _Inside.compare(network, session.threads, inputs[:rows])
+        _Inside.compare(network, exact, session.threads, inputs[:rows])
         for rows in sorted({1, min(_ROWS, len(inputs))})
     ]
     own = _relative(as_it_stands, reference)
@@ -86,7 +96,22 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
         if faulty or not result.passed or (divergent and not excused):
             result.passed = False
             result.first_divergent_value = faulty or divergent
+    if not result.passed and saturates() and any(not p.stored for p in products(exact)):
+        _require_unsaturated(result.max_relative_difference)
     return result
+
+
+def _require_unsaturated(away: float) -> None:
+    """Stops where answers are further from those with exact products than float32 explains."""
+    if away > SINGLE:
+        raise ParityFailed(
+            "ONNX Runtime saturates products of unsigned and signed 8-bit numbers on this "
+            "processor, which has no VNNI instructions, and cannot be kept from it for this model: "
+            f"its outputs are {away:.2g} of the largest output from the exact ones, so that other "
+            "machines give other answers. Audit the model on a machine with VNNI, or quantise it "
+            "with reduce_range=True, or with weights of the same type as the values",
+            first_divergent_value="",
+        )
 
 
 def compare(
@@ -148,9 +173,18 @@ class _Inside:
     step: float
 
     @classmethod
-    def compare(cls, network: Network, threads: int, x: npt.NDArray[np.float32]) -> _Inside:
-        """Computes and compares all values of a batch."""
-        content, names = debug_model(network.original)
+    def compare(
+        cls, network: Network, exact: onnx.ModelProto, threads: int, x: npt.NDArray[np.float32]
+    ) -> _Inside:
+        """Computes and compares all values of a batch.
+
+        Args:
+            network: The network.
+            exact: The model, written so that its products do not saturate on this processor.
+            threads: Threads of one operator.
+            x: The batch.
+        """
+        content, names = debug_model(exact)
         if network.batch is not None:
             x = np.repeat(x[:1], network.batch, axis=0)
         shared = sorted(set(names) & set(network.value_names()), key=names.index)

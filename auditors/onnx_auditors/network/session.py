@@ -18,6 +18,7 @@ from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, ModelFailed, UnsupportedOperator
 from onnx_auditors.network.head import Head
 from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
+from onnx_auditors.network.saturation import probe
 
 # Read when the libraries are first imported, or first use the GPU.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -38,6 +39,10 @@ _DTYPES: dict[str, type[np.generic]] = {
 _LARGEST_BATCH = 256
 _OLD_IR = 8
 """Version of the file format that every ONNX Runtime with these operators reads."""
+
+
+_QDQ_REWRITES = frozenset({"QDQS8ToU8Transformer", "QDQSelectorActionTransformer"})
+"""Graph optimisations of ONNX Runtime that make integer products of quantised floats."""
 
 
 class Session:
@@ -85,7 +90,9 @@ class Session:
         optimized: bool = True,
     ) -> None:
         self.threads = threads
-        self._session = _open(path, device, threads, optimized=optimized)
+        guard = optimized and saturates()
+        opened = _open_guarded if guard else _open
+        self._session = opened(path, device, threads, optimized=optimized)
         self.providers = list(self._session.get_providers())
         if device.startswith("cuda") and "CUDAExecutionProvider" not in self.providers:
             raise ModelFailed(
@@ -188,28 +195,74 @@ def _fit(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:  # noqa: ANN401 -
     return np.ascontiguousarray(x, dtype=dtype)
 
 
-def _open(
+def _open_guarded(
     path: str | Path | bytes, device: str, threads: int, *, optimized: bool
 ) -> ort.InferenceSession:
+    """Opens a model so that 8-bit products do not saturate, as far as ONNX Runtime can.
+
+    Quantised floats stay floats. Stored signed factors become unsigned ones; ONNX Runtime 1.31 then
+    has no kernel for some products of two signed factors, which do not saturate.
+    """
+    try:
+        return _open(path, device, threads, optimized=optimized, precise=True)
+    except ModelFailed:
+        return _open(path, device, threads, optimized=optimized, precise=False)
+
+
+def _open(
+    path: str | Path | bytes,
+    device: str,
+    threads: int,
+    *,
+    optimized: bool,
+    precise: bool | None = None,
+) -> ort.InferenceSession:
+    """Opens a model.
+
+    Args:
+        path: The file or its bytes.
+        device: As `Session`.
+        threads: As `Session`.
+        optimized: As `Session`.
+        precise: On processors that saturate: whether ONNX Runtime may store signed factors of 8-bit
+            products as unsigned ones. None leaves it as it is by default.
+
+    Raises:
+        ModelFailed: ONNX Runtime does not take the model.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
-    options.log_severity_level = 3
+    # Of an error it tells in the exception too; it need not where there is another way.
+    options.log_severity_level = 4 if precise else 3
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Spinning threads take the processor from the network that runs beside.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         index = int(device.partition(":")[2] or 0)
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
     content = path if isinstance(path, bytes) else str(path)
+    disabled = None if precise is None else _QDQ_REWRITES
     try:
-        return ort.InferenceSession(content, options, providers=providers)
+        return ort.InferenceSession(
+            content, options, providers=providers, disabled_optimizers=disabled
+        )
     except Exception as error:
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def saturates() -> bool:
+    """Whether ONNX Runtime saturates 8-bit products on this processor; see `saturation`."""
+    content, feed, exact = probe()
+    session = _open(content, "cpu", 1, optimized=True)
+    return int(session.run(None, feed)[0].item()) != exact
 
 
 def check_opset(opset: int) -> None:
