@@ -59,15 +59,16 @@ def product(op_type: str, stored: dict[str, Array], kind: int = TensorProto.UINT
 
 def run(model: onnx.ModelProto, x: Array) -> npt.NDArray[np.int64]:
     session = ort.InferenceSession(model.SerializeToString())
-    y: npt.NDArray[np.int64] = np.asarray(session.run(None, {"x": x})[0]).astype(np.int64)
-    return y
+    (y,) = session.run(None, {"x": x})
+    return np.array(y, np.int64)
 
 
 def in_16_bits(x: Array, w: Array) -> npt.NDArray[np.int64]:
     """Returns x @ w with sums of two products cut off at 16 bits, as the instruction does."""
     terms = x[:, :, None].astype(np.int64) * w.astype(np.int64)
     pairs = terms[:, 0::2] + terms[:, 1::2]
-    return np.clip(pairs, -(2**15), 2**15 - 1).sum(1)
+    cut: npt.NDArray[np.int64] = np.clip(pairs, -(2**15), 2**15 - 1)
+    return np.asarray(cut.sum(1))
 
 
 @pytest.mark.parametrize("op_type", ["MatMulInteger", "QGemm"])
