@@ -59,7 +59,7 @@ def product(op_type: str, stored: dict[str, Array], kind: int = TensorProto.UINT
 
 def run(model: onnx.ModelProto, x: Array) -> npt.NDArray[np.int64]:
     session = ort.InferenceSession(model.SerializeToString())
-    (y,) = session.run(None, {"x": x})
+    y, *_ = session.run(None, {"x": x})
     return np.array(y, np.int64)
 
 
