@@ -57,6 +57,7 @@ def parity(network: Network, session: Session, inputs: npt.NDArray[np.float32]) 
         ModelFailed: ONNX Runtime reports an error.
         ParityFailed: ONNX Runtime saturates 8-bit products of this model on this processor.
     """
+    inputs = session.as_fed(inputs)
     reference = session.table(inputs)
     exact = unsigned(network.original) if saturates() else network.original
 

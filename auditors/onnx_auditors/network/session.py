@@ -140,6 +140,10 @@ class Session:
         blocks = [self._run_block(x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate(blocks)
 
+    def as_fed(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns a batch as the model gets it: rounded to the type of its input, and clipped."""
+        return _fit(x, _DTYPES[self._input.type]).astype(np.float32)
+
     def _run_block(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         rows = len(x)
         if self._batch and rows < self._batch:
