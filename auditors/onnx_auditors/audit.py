@@ -15,6 +15,7 @@ from onnx_auditors.auditor import Progress
 from onnx_auditors.context import Context
 from onnx_auditors.network import require
 from onnx_auditors.network.outputs import Column
+from onnx_auditors.network.saturation import can_saturate
 from onnx_auditors.provenance import provenance
 from onnx_auditors.registry import AUDITORS, NAMES
 
@@ -28,7 +29,10 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
     parity = context.parity()
     require(parity)
     result = v1.AuditPlan(
-        provenance=provenance(context), parity=parity, warnings=plan_warnings(context)
+        provenance=provenance(context),
+        parity=parity,
+        warnings=plan_warnings(context),
+        linear_head=context.head,
     )
     for kind, name in NAMES.items():
         if configs.HasField(name):  # type: ignore[arg-type] # NAMES holds the field's names
@@ -44,8 +48,12 @@ def plan_warnings(context: Context) -> list[v1.ReportWarning]:
     found = []
     if context.network.surrogate:
         found.append(_SURROGATE)
+    if can_saturate(context.network.original):
+        found.append(_SATURATION)
     if context.network.column is Column.LOGIT:
         found.append(_single_score(context))
+    if context.head is not None:
+        found.append(_linear_head(context.head))
     return found
 
 
@@ -56,6 +64,17 @@ _SURROGATE = v1.ReportWarning(
         "where true gradients are zero; the search used surrogate gradients that pass "
         "straight through the rounding. Every counted example is confirmed on the model "
         "itself, but smaller ones may have been missed"
+    ),
+)
+
+_SATURATION = v1.ReportWarning(
+    code="SATURATING_PRODUCTS",
+    message=(
+        "the model multiplies 8-bit values by signed 8-bit weights beyond 64: on x86 processors "
+        "without VNNI ONNX Runtime saturates such sums unless told otherwise, and answers "
+        "differently. The figures are for exact products. Where the model is to run on such "
+        "processors, set ONNX Runtime's session option session.x64quantprecision to 1, or quantise "
+        "with reduce_range=True"
     ),
 )
 
@@ -76,6 +95,20 @@ def _single_score(context: Context) -> v1.ReportWarning:
     else:
         message += "; of a regression or of a score with another threshold the figures say nothing"
     return v1.ReportWarning(code="SINGLE_SCORE_READ_AS_LOGIT", message=message)
+
+
+def _linear_head(head: v1.LinearHead) -> v1.ReportWarning:
+    """Says that answers are not the model's alone."""
+    return v1.ReportWarning(
+        code="LINEAR_HEAD",
+        message=(
+            f"every answer is that of a linear head on value '{head.config.value}', fitted on the "
+            f"labels of {head.probe_count} probes of this set: right for "
+            f"{head.training_accuracy.value:.1%} of them, and for "
+            f"{head.held_out_accuracy.value:.1%} when fitted without them. The figures are of the "
+            "model with this head; accuracy on the same probes is higher than on others"
+        ),
+    )
 
 
 def run_shard(

@@ -447,3 +447,26 @@ def test_interrupt_cancels_the_audit(tmp_path: Path, files: tuple[Path, Path]) -
         assert process.wait(30) == 3
     assert any("cancelling audits/1" in line for line in rest)
     assert any("was cancelled" in line for line in rest)
+
+
+def test_a_linear_head_from_options_to_the_printed_report(
+    ready: FakeService, address: str, files: tuple[Path, Path]
+) -> None:
+    """`--head` asks for one, its settings need it, and the report says what it was fitted on."""
+    head = v1.LinearHeadConfig(value="code", method=v1.HEAD_METHOD_RIDGE, l2=0.001)
+    ready.reports["audits/1/report"].linear_head.CopyFrom(
+        v1.LinearHead(config=head, features=12, classes=10, probe_count=300, sha256="3" * 64)
+    )
+    result = run_audit(address, files, "--head", "code", "--head-method", "softmax")
+    assert result.exit_code == 0, result.output
+    asked = v1.LinearHeadConfig(value="code", method=v1.HEAD_METHOD_SOFTMAX)
+    assert ready.audits["audits/1"].linear_head == asked
+    printed = " ".join(result.stdout.split())
+    assert "on code, ridge, l2 0.001: 12 features, 10 classes" in printed
+    assert run_audit(address, files, "--head", "auto", "--head-l2", "0.5").exit_code == 0
+    assert ready.audits["audits/2"].linear_head == v1.LinearHeadConfig(l2=0.5)
+    assert run_audit(address, files).exit_code == 0
+    assert not ready.audits["audits/3"].HasField("linear_head")
+    lone = run_audit(address, files, "--head-method", "ridge")
+    assert lone.exit_code == 2
+    assert "--head-method is a setting of the linear head; add --head" in lone.stderr

@@ -122,6 +122,12 @@ from onnx_audit.v1.estimate_pb2 import NORM_LINF as NORM_LINF
 from onnx_audit.v1.estimate_pb2 import NORM_UNSPECIFIED as NORM_UNSPECIFIED
 from onnx_audit.v1.estimate_pb2 import Norm as Norm
 from onnx_audit.v1.estimate_pb2 import Quantile as Quantile
+from onnx_audit.v1.linear_head_pb2 import HEAD_METHOD_RIDGE as HEAD_METHOD_RIDGE
+from onnx_audit.v1.linear_head_pb2 import HEAD_METHOD_SOFTMAX as HEAD_METHOD_SOFTMAX
+from onnx_audit.v1.linear_head_pb2 import HEAD_METHOD_UNSPECIFIED as HEAD_METHOD_UNSPECIFIED
+from onnx_audit.v1.linear_head_pb2 import HeadMethod as HeadMethod
+from onnx_audit.v1.linear_head_pb2 import LinearHead as LinearHead
+from onnx_audit.v1.linear_head_pb2 import LinearHeadConfig as LinearHeadConfig
 from onnx_audit.v1.lipschitz_pb2 import LipschitzBound as LipschitzBound
 from onnx_audit.v1.lipschitz_pb2 import LipschitzConfig as LipschitzConfig
 from onnx_audit.v1.lipschitz_pb2 import LipschitzLayer as LipschitzLayer

@@ -53,6 +53,7 @@ class Job:
             seed=self.audit.seed,
             device=command["device"],
             threads=command["threads"],
+            head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
         )
 
 
