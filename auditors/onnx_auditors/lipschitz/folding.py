@@ -1,0 +1,112 @@
+"""Simpler forms of an operator with the same norm: diagonals folded, axes split off, prescaled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.lipschitz.operator import LinearOperator, compose, from_spec
+from onnx_auditors.lipschitz.spec import OperatorSpec
+
+
+def power_of_two(tensor: Tensor) -> float:
+    """Returns the power of two that brings the largest entry into [1/2, 1) when divided by."""
+    largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+    return 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
+
+
+def prescaled(spec: OperatorSpec) -> tuple[OperatorSpec, float]:
+    """Returns the layer divided by a power of two, which is exact, and that power."""
+    scale = power_of_two(spec.w)
+    return replace(spec, weight=spec.w / scale), scale
+
+
+def fold(operator: LinearOperator) -> LinearOperator:
+    """Returns the same map with diagonals folded into the convolutions and matrices beside them.
+
+    Only such diagonals as have one factor per channel (or per output of a matrix) fold: those of
+    a batch normalisation. Zero padding stays zero under them.
+    """
+    if not operator.parts:
+        return operator
+    parts: list[LinearOperator] = []
+    for part in operator.parts:
+        parts.append(part)
+        while len(parts) > 1:
+            merged = _merge(parts[-2].spec, parts[-1].spec)
+            if merged is None:
+                break
+            parts[-2:] = [from_spec(merged, operator.device)]
+    return compose(*parts)
+
+
+def _merge(first: OperatorSpec | None, second: OperatorSpec | None) -> OperatorSpec | None:
+    if first is None or second is None:
+        return None
+    if first.kind == second.kind == "diagonal":
+        return replace(first, weight=(first.w * second.w).expand(first.input_shape))
+    if second.kind == "diagonal":
+        return _scaled_outputs(first, second)
+    return _scaled_inputs(first, second) if first.kind == "diagonal" else None
+
+
+def _scaled_outputs(layer: OperatorSpec, diagonal: OperatorSpec) -> OperatorSpec | None:
+    factors = _per_channel(diagonal, -1 if layer.kind == "dense" else 0)
+    if factors is None or layer.kind == "separable":
+        return None
+    weight, groups = layer.w, layer.groups
+    if layer.kind == "conv_transpose":
+        by_group = weight.reshape(groups, -1, *weight.shape[1:])
+        scale = factors.reshape(groups, 1, -1, *[1] * layer.map_rank)
+        return replace(layer, weight=(by_group * scale).reshape(weight.shape))
+    return replace(layer, weight=weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
+
+
+def _scaled_inputs(diagonal: OperatorSpec, layer: OperatorSpec) -> OperatorSpec | None:
+    factors = _per_channel(diagonal, -1 if layer.kind == "dense" else 0)
+    if factors is None or layer.kind == "separable":
+        return None
+    weight, groups = layer.w, layer.groups
+    if layer.kind == "dense":
+        return replace(layer, weight=weight * factors)
+    if layer.kind == "conv_transpose":
+        return replace(layer, weight=weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    scale = factors.reshape(groups, 1, -1, *[1] * layer.map_rank)
+    return replace(layer, weight=(by_group * scale).reshape(weight.shape))
+
+
+def _per_channel(diagonal: OperatorSpec, axis: int) -> Tensor | None:
+    """One factor per position of an axis, where the diagonal is constant along all others."""
+    full = diagonal.w.expand(diagonal.input_shape).movedim(axis, 0).flatten(1)
+    same = bool((full == full[:, :1]).all())
+    return full[:, 0] if same else None
+
+
+def reduced(spec: OperatorSpec) -> list[OperatorSpec]:
+    """Returns layers the product of whose L2 norms is the norm of `spec`.
+
+    A Kronecker product has the product of the norms; axes that a layer leaves alone do not count;
+    the transpose has the same norm.
+    """
+    if spec.kind == "separable":
+        return [OperatorSpec("dense", (f.shape[1],), weight=f) for f in spec.factors]
+    if spec.kind == "dense":
+        return [replace(spec, input_shape=spec.input_shape[-1:])]
+    if spec.kind == "diagonal":
+        return [spec]
+    return [_without_idle_axes(spec.as_conv())]
+
+
+def _without_idle_axes(conv: OperatorSpec) -> OperatorSpec:
+    """A 1x1 convolution without padding is one matrix, however large the map."""
+    if any(conv.reach) or any(conv.pads):
+        return conv
+    groups = conv.groups
+    if groups == 1:
+        return OperatorSpec("dense", (conv.w.shape[1],), weight=conv.w.flatten(1))
+    ones = (1,) * conv.map_rank
+    return replace(conv, input_shape=(conv.input_shape[0], *ones), stride=ones)
