@@ -43,4 +43,6 @@ class Bound:
     @property
     def gap(self) -> float:
         """`upper` / `lower` - 1; 0 for the zero map."""
-        return self.upper / self.lower - 1 if self.lower > 0 else float(self.upper > 0) * float("inf")
+        return (
+            self.upper / self.lower - 1 if self.lower > 0 else float(self.upper > 0) * float("inf")
+        )

@@ -13,15 +13,17 @@ import torch
 from onnx_auditors.lipschitz import chebyshev, dense, symbol
 from onnx_auditors.lipschitz.bound import Bound, Norm
 from onnx_auditors.lipschitz.exact import largest_line
-from onnx_auditors.lipschitz.folding import fold, prescaled, reduced
+from onnx_auditors.lipschitz.folding import fold, lifted, prescaled, reduced
 from onnx_auditors.lipschitz.lanczos import attained, lower_of
 from onnx_auditors.lipschitz.operator import UNIT, LinearOperator, from_spec
 from onnx_auditors.lipschitz.spec import OperatorSpec
 
-TARGET = 5e-4
+TARGET = 1e-3
 """Gap between the ends at which no further method is tried."""
 _DENSE_FIRST = 1024
 """Side of a Gram matrix up to which it is cheaper than anything else."""
+_DENSE_FREE = 2048
+"""The same for operators without structure, whose columns cost an application each."""
 
 
 def operator_bounds(
@@ -73,15 +75,92 @@ def _l2(operator: LinearOperator, delta: float, entropy: int, target: float) -> 
         return _by_methods(operator, delta, entropy, target)
     if spec.kind == "diagonal":
         return _diagonal(spec)
-    bounds = [_reduced(part, delta, entropy, target) for part in reduced(spec)]
-    if len(bounds) == 1 and bounds[0].witness is not None:
-        bound = bounds[0]
-        if bound.witness is not None and bound.witness.shape == torch.Size(operator.input_shape):
-            return bound
+    bounds = [_scaled(part, operator, delta, entropy, target) for part in reduced(spec)]
     upper = math.prod(b.upper for b in bounds) * (1 + 2 * len(bounds) * UNIT)
-    widest = max(bounds, key=lambda b: b.upper)
-    lower, witness = attained(operator)
-    return Bound(lower, upper, widest.proof, widest.method, witness=witness, tried={})
+    if upper == 0:
+        return bounds[0]
+    witness = lifted(operator, spec, [b.witness for b in bounds if b.witness is not None])
+    unsure = [b for b in bounds if b.delta]
+    shown = unsure[0] if unsure else bounds[0]
+    return replace(
+        shown,
+        lower=min(lower_of(operator, witness), upper),
+        upper=upper,
+        witness=witness[0],
+        tried=bounds[0].tried if len(bounds) == 1 else {},
+        delta=sum(b.delta for b in bounds),
+    )
+
+
+def _scaled(
+    spec: OperatorSpec, whole: LinearOperator, delta: float, entropy: int, target: float
+) -> Bound:
+    """Bound of one reduced layer, computed with its entries below 1."""
+    if not bool(spec.w.any()):
+        return Bound(0.0, 0.0, "deterministic", "zero")
+    small, scale = prescaled(spec)
+    bound = _by_methods(from_spec(small, whole.device), delta, entropy, target)
+    return replace(
+        bound,
+        lower=bound.lower * scale,
+        upper=bound.upper * scale,
+        tried={name: value * scale for name, value in bound.tried.items()},
+    )
+
+
+def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: float) -> Bound:
+    """Tries methods in order of cost until the ends are close."""
+    fine = 1e-9 if dense.side(operator) <= _DENSE_FIRST else 1e-6
+    lower, witness = attained(operator, tolerance=fine)
+    tried: dict[str, float] = {}
+    for name, method in _methods(operator, lower, delta, entropy, target):
+        tried[name] = method()
+        if min(tried.values()) <= lower * (1 + target):
+            break
+    if all(math.isinf(upper) for upper in tried.values()) and operator.parts:
+        parts = (_l2(part, delta, entropy, target).upper for part in operator.parts)
+        tried["product of parts"] = math.prod(parts) * (1 + 2 * len(operator.parts) * UNIT)
+    name = min(tried, key=lambda n: tried[n])
+    upper, proved = tried[name], name not in {"Chebyshev", "product of parts"}
+    return Bound(
+        min(lower, upper),
+        upper,
+        "deterministic" if proved else "probability",
+        name,
+        delta=0.0 if proved else delta * max(1, len(operator.parts)),
+        entropy=None if proved else entropy,
+        witness=witness,
+        tried=tried,
+    )
+
+
+def _methods(
+    operator: LinearOperator, lower: float, delta: float, entropy: int, target: float
+) -> list[tuple[str, Callable[[], float]]]:
+    """The methods that fit an operator, in order of cost."""
+    spec, size = operator.spec, dense.side(operator)
+    written_out = ("Cholesky", lambda: dense.certificate(operator, lower))
+    methods: list[tuple[str, Callable[[], float]]] = []
+    if size <= _DENSE_FIRST:
+        methods.append(written_out)
+    if spec is not None and spec.kind == "conv":
+        methods.append(
+            ("twisted torus", lambda: symbol.torus(spec, lower))
+            if symbol.points(spec) <= symbol.TORUS_POINTS
+            else ("symbol supremum", lambda: symbol.supremum(spec, lower))
+        )
+    limit = dense.side_limit(operator.device) if spec is not None else _DENSE_FREE
+    if _DENSE_FIRST < size <= limit:
+        methods.append(written_out)
+    if lower > 0:
+        certificate = chebyshev.certificate
+        methods.append(
+            (
+                "Chebyshev",
+                lambda: certificate(operator, lower, delta=delta, entropy=entropy, target=0.8 * target),
+            )
+        )
+    return methods
 
 
 def _diagonal(spec: OperatorSpec) -> Bound:

@@ -66,7 +66,7 @@ def _lines(operator: LinearOperator, numbers: Tensor, *, columns: bool) -> Tenso
 def _witness(operator: LinearOperator, line: Tensor, number: int, *, columns: bool) -> Tensor:
     """The unit input of a column, or the signs of a row."""
     if not columns:
-        return torch.where(line < 0, -1.0, 1.0).reshape(operator.input_shape)
+        return torch.where(line < 0, -torch.ones_like(line), 1.0).reshape(operator.input_shape)
     unit = torch.zeros(math.prod(operator.input_shape), dtype=torch.float64, device=line.device)
     unit[number] = 1.0
     return unit.reshape(operator.input_shape)

@@ -110,3 +110,36 @@ def _without_idle_axes(conv: OperatorSpec) -> OperatorSpec:
         return OperatorSpec("dense", (conv.w.shape[1],), weight=conv.w.flatten(1))
     ones = (1,) * conv.map_rank
     return replace(conv, input_shape=(conv.input_shape[0], *ones), stride=ones)
+
+
+def lifted(operator: LinearOperator, spec: OperatorSpec, witnesses: list[Tensor]) -> Tensor:
+    """Returns the input of `operator` that attains what `witnesses` attain in `reduced(spec)`.
+
+    Args:
+        operator: The operator of `spec`.
+        spec: The layer.
+        witnesses: Inputs of the reduced layers.
+
+    Returns:
+        [1, *input_shape].
+    """
+    if spec.kind == "conv_transpose":
+        conv = spec.as_conv()
+        output = torch.zeros(1, *spec.output_shape, dtype=torch.float64, device=operator.device)
+        output[(0, slice(None), *(slice(n) for n in conv.input_shape[1:]))] = lifted(
+            operator, conv, witnesses
+        )[0]
+        return operator.adjoint(output)
+    full = torch.zeros(1, *spec.input_shape, dtype=torch.float64, device=operator.device)
+    if spec.kind == "separable":
+        product = witnesses[0]
+        for w in witnesses[1:]:
+            product = product[..., None] * w
+        full[(0,) * (full.ndim - len(witnesses))] = product
+    elif spec.kind == "dense":
+        full[(0,) * (full.ndim - 1)] = witnesses[0]
+    elif witnesses[0].numel() == spec.input_shape[0] != full.numel():
+        full[(0, slice(None), *(0,) * spec.map_rank)] = witnesses[0].flatten()
+    else:
+        full[0] = witnesses[0].reshape(spec.input_shape)
+    return full

@@ -92,7 +92,7 @@ def _trial(grams: Tensor, t: float) -> tuple[float, Tensor]:
 
 
 def rayleigh(grams: Tensor, steps: int = 24) -> Tensor:
-    """Returns Rayleigh quotients of each matrix after some power steps, [batch, p, p] -> [batch]."""
+    """Returns Rayleigh quotients after some power steps, [batch, p, p] -> [batch]."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(grams.shape[-1], 1, dtype=torch.float64, generator=generator)
     v = start.to(grams).expand(len(grams), -1, -1)

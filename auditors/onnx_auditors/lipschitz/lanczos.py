@@ -16,7 +16,7 @@ _STORED = 2**27
 
 
 def attained(
-    operator: LinearOperator, *, tolerance: float = 1e-8, steps: int = 80, restarts: int = 6
+    operator: LinearOperator, *, tolerance: float = 1e-9, steps: int = 80, restarts: int = 6
 ) -> tuple[float, Tensor]:
     """Returns a lower bound on ||A||_2 and the unit input that attains it.
 
@@ -87,7 +87,7 @@ def _krylov(
         for _ in range(2):
             w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
         beta = float(w.norm())
-        exhausted = beta <= 1e-14 * max(max(alphas), max(betas, default=0.0)) or k + 1 == steps
+        exhausted = beta <= 1e-14 * max(alphas + betas) or k + 1 == steps
         if exhausted or k % 5 == 4:  # noqa: PLR2004  # the small problem only now and then
             values, vectors = torch.linalg.eigh(_tridiagonal(alphas, betas))
             done = float(values[-1]) <= value * (1 + tolerance) or k + 1 == len(start)

@@ -20,7 +20,7 @@ from onnx_auditors.lipschitz.spec import OperatorSpec
 
 _ENTRIES = 2**24
 """Complex numbers per batch."""
-_TORUS_POINTS = 2**15
+TORUS_POINTS = 2**15
 """Grid points of a torus up to which it is worth its time."""
 _CELLS = 2**17
 
@@ -92,6 +92,12 @@ def symbol(conv: OperatorSpec) -> Symbol:
     return Symbol(blocks, degrees, shifts.to(weight.device), tuple(sizes), weight_norm)
 
 
+def points(conv: OperatorSpec) -> int:
+    """Returns the number of points of a torus' grid."""
+    found = symbol(conv)
+    return math.prod(s for s, d in zip(found.sizes, found.degrees, strict=True) if d)
+
+
 def torus(conv: OperatorSpec, lower: float, phases: int = 2) -> float:
     """Returns min over theta of max_j ||F((2 pi j + theta) / M)||, an upper bound on ||A||_2.
 
@@ -105,18 +111,16 @@ def torus(conv: OperatorSpec, lower: float, phases: int = 2) -> float:
         phases: Thetas per axis, spread evenly over [0, 2 pi).
 
     Returns:
-        The bound; infinity where the grid is too large.
+        The bound.
     """
     found = symbol(conv)
-    if math.prod(s for s, d in zip(found.sizes, found.degrees, strict=True) if d) > _TORUS_POINTS:
-        return math.inf
     turning = [range(phases) if d else range(1) for d in found.degrees]
     best, chosen = math.inf, torch.zeros(1, len(found.degrees), dtype=torch.float64)
     for theta in itertools.product(*turning):
-        points = _grid(found, [2 * math.pi * t / phases for t in theta])
-        estimate = float(_estimates(found, points).max())
+        grid = _grid(found, [2 * math.pi * t / phases for t in theta])
+        estimate = float(_estimates(found, grid).max())
         if estimate < best:
-            best, chosen = estimate, points
+            best, chosen = estimate, grid
     return _certify(found, chosen, max(lower, best * (1 - 1e-12)))
 
 
@@ -170,6 +174,8 @@ def _may_hold(found: Symbol, centres: Tensor, values: Tensor, level: float) -> T
     """Whether cells may have a norm of `level` or more at their centre: proved where not."""
     keep = values >= level
     for chunk in torch.nonzero(~keep).flatten().split(_batch(found)):
+        if not len(chunk):
+            continue
         grams, error = _grams(found, centres[chunk])
         eye = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
         # Rump 2006: a factorisation that ends proves the matrix positive semidefinite up to
