@@ -157,7 +157,9 @@ def _methods(
         methods.append(
             (
                 "Chebyshev",
-                lambda: certificate(operator, lower, delta=delta, entropy=entropy, target=0.8 * target),
+                lambda: certificate(
+                    operator, lower, delta=delta, entropy=entropy, target=0.8 * target
+                ),
             )
         )
     return methods

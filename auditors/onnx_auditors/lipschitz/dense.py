@@ -48,7 +48,7 @@ def certificate(operator: LinearOperator, lower: float) -> float:
     shape = operator.output_shape if narrow else operator.input_shape
     grams = torch.empty(p, groups, p, dtype=torch.float64, device=operator.device)
     widest = max(math.prod(operator.output_shape), math.prod(operator.input_shape))
-    for rows in torch.arange(p, device=operator.device).split(max(1, _ENTRIES // widest)):
+    for rows in torch.split(torch.arange(p, device=operator.device), max(1, _ENTRIES // widest)):
         units = grams.new_zeros(len(rows), groups, p)
         units[torch.arange(len(rows)), :, rows] = 1.0
         x = units.reshape(len(rows), *shape)
@@ -61,7 +61,7 @@ def certificate(operator: LinearOperator, lower: float) -> float:
     level = largest_eigenvalue(grams.transpose(0, 1), lower * lower)
     scale = 2.02 * math.sqrt(p)
     linear, square = scale * operator.error, 1 - scale * operator.rounding
-    if square <= 0 or operator.error > lower / 100:
+    if square <= 0 or operator.error > lower / 100 or operator.rounding > 1 / 100:
         return math.inf
     root = math.sqrt(linear * linear + 4 * square * level)
     return (linear + root) / (2 * square) * (1 + 16 * UNIT)

@@ -36,19 +36,21 @@ def largest_line(operator: LinearOperator, *, columns: bool) -> tuple[float, flo
         return top * (1 - slack), top * (1 + slack), witness
     order = above.argsort(descending=True, stable=True)
     length = math.prod(operator.output_shape if columns else operator.input_shape)
-    best, rest, chosen = -1.0, math.inf, 0
-    for batch in order[:_LINES].split(max(1, min(_ENTRIES // max(length, len(above)), 1024))):
+    best, rest, chosen, seen = -1.0, math.inf, 0, 0
+    step = max(1, min(_ENTRIES // max(length, len(above)), 1024))
+    for batch in torch.split(order[:_LINES], step):
         sums = _lines(operator, batch, columns=columns).abs().sum(1)
         if float(sums.max()) > best:
             best, chosen = float(sums.max()), int(batch[sums.argmax()])
-        last = int((above > float(above[batch[-1]])).sum()) + len(batch)
-        rest = float(above[batch[-1]]) if last < len(order) else 0.0
+        seen += len(batch)
+        rest = float(above[order[seen]]) if seen < len(order) else 0.0
         if rest * (1 + slack) <= best:
             break
     line = _lines(operator, torch.tensor([chosen], device=operator.device), columns=columns)[0]
-    # An error e of a line in L2 is one of at most sqrt(n) e in L1.
+    # An error e of a line in L2 is one of at most sqrt(n) e in L1, and ||A||_2 is at most
+    # sqrt(m) as large as the largest of the sums of m lines.
     error = math.sqrt(length) * operator.error
-    relative = 4 * (length + 4) * UNIT + 2 * math.sqrt(length) * operator.rounding
+    relative = 4 * (length + 4) * UNIT + 2 * math.sqrt(length * len(above)) * operator.rounding
     upper = max(best * (1 + relative) + error, rest * (1 + slack))
     lower = max(best * (1 - relative) - error, 0.0)
     return lower, upper, _witness(operator, line, chosen, columns=columns)

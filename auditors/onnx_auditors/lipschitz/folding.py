@@ -13,15 +13,29 @@ from onnx_auditors.lipschitz.spec import OperatorSpec
 
 
 def power_of_two(tensor: Tensor) -> float:
-    """Returns the power of two that brings the largest entry into [1/2, 1) when divided by."""
+    """Returns the power of two that brings the largest entry into [1, 2) when divided by."""
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    return 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def prescaled(spec: OperatorSpec) -> tuple[OperatorSpec, float]:
     """Returns the layer divided by a power of two, which is exact, and that power."""
+    if spec.kind == "separable":
+        scales = [power_of_two(f) for f in spec.factors]
+        factors = tuple(f / s for f, s in zip(spec.factors, scales, strict=True))
+        return replace(spec, factors=factors), math.prod(scales)
     scale = power_of_two(spec.w)
     return replace(spec, weight=spec.w / scale), scale
+
+
+def scaled_parts(operator: LinearOperator) -> tuple[LinearOperator, list[float]]:
+    """Returns a composition with each part that has a spec prescaled, and the powers of two."""
+    parts, scales = [], []
+    for part in operator.parts:
+        small, scale = (None, 1.0) if part.spec is None else prescaled(part.spec)
+        parts.append(part if small is None else from_spec(small, part.device))
+        scales.append(scale)
+    return (compose(*parts) if parts else operator), scales
 
 
 def fold(operator: LinearOperator) -> LinearOperator:
@@ -126,9 +140,8 @@ def lifted(operator: LinearOperator, spec: OperatorSpec, witnesses: list[Tensor]
     if spec.kind == "conv_transpose":
         conv = spec.as_conv()
         output = torch.zeros(1, *spec.output_shape, dtype=torch.float64, device=operator.device)
-        output[(0, slice(None), *(slice(n) for n in conv.input_shape[1:]))] = lifted(
-            operator, conv, witnesses
-        )[0]
+        inner = tuple(slice(n) for n in conv.input_shape)
+        output[0][inner] = lifted(operator, conv, witnesses)[0]
         return operator.adjoint(output)
     full = torch.zeros(1, *spec.input_shape, dtype=torch.float64, device=operator.device)
     if spec.kind == "separable":
@@ -139,7 +152,7 @@ def lifted(operator: LinearOperator, spec: OperatorSpec, witnesses: list[Tensor]
     elif spec.kind == "dense":
         full[(0,) * (full.ndim - 1)] = witnesses[0]
     elif witnesses[0].numel() == spec.input_shape[0] != full.numel():
-        full[(0, slice(None), *(0,) * spec.map_rank)] = witnesses[0].flatten()
+        full[0].flatten(1)[:, 0] = witnesses[0].flatten()
     else:
         full[0] = witnesses[0].reshape(spec.input_shape)
     return full

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,12 @@ def largest_eigenvalue(grams: Tensor, guess: float = 0.0) -> float:
         guess: About the largest eigenvalue, from below, where one is known.
     """
     p = grams.shape[-1]
+    if not bool(torch.isfinite(grams).all()):
+        return math.inf
     if p == 1:
         return max(float(grams.real.max()), 0.0)
     ratios = rayleigh(grams)
-    level = max(guess, float(ratios.max())) or float(square_sums(grams).max()) ** 0.5
+    level = max(guess, float(ratios.max())) or math.sqrt(float(square_sums(grams).max()))
     if level == 0:
         return 0.0
     slack = 1e-8
@@ -72,7 +76,7 @@ def largest_eigenvalue(grams: Tensor, guess: float = 0.0) -> float:
             level = max(t, float(torch.linalg.eigvalsh(_hermitian(grams[worst])).max()))
         else:
             slack *= 10
-    return max(found, float(square_sums(grams[pending]).max()) ** 0.5)
+    return max(found, math.sqrt(float(square_sums(grams[pending]).max())) * (1 + 4 * UNIT))
 
 
 def _trial(grams: Tensor, t: float) -> tuple[float, Tensor]:
@@ -81,7 +85,8 @@ def _trial(grams: Tensor, t: float) -> tuple[float, Tensor]:
     eye = torch.eye(p, dtype=grams.dtype, device=grams.device)
     rest = t * eye - grams
     factor, info = torch.linalg.cholesky_ex(_hermitian(rest))
-    failed = info > 0
+    # A comparison with a number that is none would pass it over.
+    failed = (info != 0) | ~torch.isfinite(factor).flatten(1).all(1)
     if bool(failed.all()):
         return 0.0, failed
     rest, factor = rest[~failed], factor[~failed]
@@ -101,7 +106,8 @@ def rayleigh(grams: Tensor, steps: int = 24) -> Tensor:
         v = v / v.norm(dim=1, keepdim=True).clamp(min=tiny)
         v = grams @ v
     v = v / v.norm(dim=1, keepdim=True).clamp(min=tiny)
-    return (v.conj() * (grams @ v)).real.sum((1, 2)).clamp(min=0)
+    quotients: Tensor = (v.conj() * (grams @ v)).real.sum((1, 2))
+    return quotients.clamp(min=0)
 
 
 def _hermitian(matrices: Tensor) -> Tensor:

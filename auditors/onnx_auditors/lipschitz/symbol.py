@@ -128,9 +128,10 @@ def supremum(conv: OperatorSpec, lower: float, tolerance: float = 2e-4) -> float
     """Returns an upper bound on sup_w ||F(w)||, and so on ||A||_2 for a map of any size.
 
     At the supremum S, taken at w*, u* F(w) v has with the best u, v a modulus of at least
-    S cos(sum_a D_a |w_a - w*_a| / 2) while that sum is at most pi / 2: a trigonometric
-    polynomial of degree n bounded by S falls from its maximum no faster than S cos(n x)
-    (M. Riesz 1914), n = D_a / 2 after centring, one axis after the other. A cell that holds w*
+    S cos(sum_a D_a |w_a - w*_a| / 2) while that sum is at most pi / 2: along the line from w* to
+    w, and centred, it is a sum of waves of frequency at most n = sum_a D_a |w_a - w*_a| / 2 that
+    S bounds, and such a function falls from its maximum no faster than S cos(n x) (M. Riesz 1914;
+    Duffin and Schaeffer 1938 for frequencies that are not integers). A cell that holds w*
     therefore has at its centre at least S cos(.) >= best cos(.), best any value of ||F||; the
     others are dropped, the rest halved.
 
@@ -157,7 +158,7 @@ def supremum(conv: OperatorSpec, lower: float, tolerance: float = 2e-4) -> float
         # Cells lose a little more than their size, for the rounding of their centres.
         fall = math.cos(min(float((degrees * half).sum()) / 2 + 1e-12, math.pi / 2))
         values = _estimates(found, centres)
-        best = max(best, float(values.max()) * (1 - 1e-9))
+        best = max(best, float(values.max()) * (1 - 1e-9) - found.error)
         if fall > 1 - tolerance:
             return _certify(found, centres, best) / fall * (1 + 4 * UNIT)
         keep = _may_hold(found, centres, values, best * fall)
@@ -173,7 +174,7 @@ def supremum(conv: OperatorSpec, lower: float, tolerance: float = 2e-4) -> float
 def _may_hold(found: Symbol, centres: Tensor, values: Tensor, level: float) -> Tensor:
     """Whether cells may have a norm of `level` or more at their centre: proved where not."""
     keep = values >= level
-    for chunk in torch.nonzero(~keep).flatten().split(_batch(found)):
+    for chunk in torch.split(torch.nonzero(~keep).flatten(), _batch(found)):
         if not len(chunk):
             continue
         grams, error = _grams(found, centres[chunk])
@@ -192,7 +193,7 @@ def _certify(found: Symbol, points: Tensor, guess: float) -> float:
     """Bound on ||F|| at all points."""
     top = 0.0
     level = guess * guess
-    for chunk in points.split(_batch(found)):
+    for chunk in torch.split(points, _batch(found)):
         grams, error = _grams(found, chunk)
         eigenvalue = largest_eigenvalue(grams, level)
         level = max(level, eigenvalue * (1 - 1e-7))
@@ -214,7 +215,7 @@ def _estimates(found: Symbol, points: Tensor, steps: int = 16) -> Tensor:
     rows = []
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(found.blocks.shape[2], 1, dtype=torch.float64, generator=generator)
-    for chunk in points.split(_batch(found)):
+    for chunk in torch.split(points, _batch(found)):
         values = found.at(chunk.to(found.blocks.device))
         v = start.to(values).expand(len(values), -1, -1)
         for _ in range(steps):
