@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from onnx_auditors.lipschitz.spec import OperatorSpec
 
 TARGET = 1e-3
 """Gap between the ends at which no further method is tried."""
+_TINY = math.ulp(0.0)
 _DENSE_FIRST = 1024
 """Side of a Gram matrix up to which it is cheaper than anything else."""
 _DENSE_FREE = 2048
@@ -60,13 +62,32 @@ def operator_bounds(
         if isinstance(spec_or_operator, OperatorSpec)
         else fold(spec_or_operator)
     )
-    with torch.no_grad():
+    operator, exponent = prescaled(operator)
+    # Of cuDNN's algorithms some go through a Fourier transform, whose error is another.
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
         if norm == "l2":
             bound = _l2(operator, delta, entropy, target)
         else:
             lower, upper, witness = largest_line(operator, columns=norm == "l1")
             bound = Bound(lower, upper, "deterministic", "absolute sums", norm, witness=witness)
-    return replace(bound, seconds=time.perf_counter() - started)
+    return replace(_times(bound, exponent), seconds=time.perf_counter() - started)
+
+
+def _times(bound: Bound, exponent: int) -> Bound:
+    """The bound of 2^exponent times the map; rounded outwards where float64 ends."""
+    return replace(
+        bound,
+        lower=max(min(_shifted(bound.lower, exponent), sys.float_info.max) - _TINY, 0.0),
+        upper=_shifted(bound.upper, exponent) + (_TINY if bound.upper > 0 else 0.0),
+        tried={name: _shifted(value, exponent) for name, value in bound.tried.items()},
+    )
+
+
+def _shifted(value: float, exponent: int) -> float:
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _l2(operator: LinearOperator, delta: float, entropy: int, target: float) -> Bound:
@@ -75,36 +96,22 @@ def _l2(operator: LinearOperator, delta: float, entropy: int, target: float) -> 
         return _by_methods(operator, delta, entropy, target)
     if spec.kind == "diagonal":
         return _diagonal(spec)
-    bounds = [_scaled(part, operator, delta, entropy, target) for part in reduced(spec)]
-    upper = math.prod(b.upper for b in bounds) * (1 + 2 * len(bounds) * UNIT)
-    if upper == 0:
-        return bounds[0]
+    layers = reduced(spec)
+    if any(not bool(layer.w.any()) for layer in layers):
+        return Bound(0.0, 0.0, "deterministic", "zero")
+    bounds = [
+        _by_methods(from_spec(layer, operator.device), delta, entropy, target) for layer in layers
+    ]
     witness = lifted(operator, spec, [b.witness for b in bounds if b.witness is not None])
     unsure = [b for b in bounds if b.delta]
     shown = unsure[0] if unsure else bounds[0]
     return replace(
         shown,
-        lower=min(lower_of(operator, witness), upper),
-        upper=upper,
+        lower=lower_of(operator, witness),
+        upper=math.prod(b.upper for b in bounds) * (1 + 2 * len(bounds) * UNIT),
         witness=witness[0],
         tried=bounds[0].tried if len(bounds) == 1 else {},
         delta=sum(b.delta for b in bounds),
-    )
-
-
-def _scaled(
-    spec: OperatorSpec, whole: LinearOperator, delta: float, entropy: int, target: float
-) -> Bound:
-    """Bound of one reduced layer, computed with its entries below 1."""
-    if not bool(spec.w.any()):
-        return Bound(0.0, 0.0, "deterministic", "zero")
-    small, scale = prescaled(spec)
-    bound = _by_methods(from_spec(small, whole.device), delta, entropy, target)
-    return replace(
-        bound,
-        lower=bound.lower * scale,
-        upper=bound.upper * scale,
-        tried={name: value * scale for name, value in bound.tried.items()},
     )
 
 
@@ -120,10 +127,11 @@ def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: fl
     if all(math.isinf(upper) for upper in tried.values()) and operator.parts:
         parts = (_l2(part, delta, entropy, target).upper for part in operator.parts)
         tried["product of parts"] = math.prod(parts) * (1 + 2 * len(operator.parts) * UNIT)
+    tried = tried or {"none": math.inf}
     name = min(tried, key=lambda n: tried[n])
     upper, proved = tried[name], name not in {"Chebyshev", "product of parts"}
     return Bound(
-        min(lower, upper),
+        lower,
         upper,
         "deterministic" if proved else "probability",
         name,
@@ -168,6 +176,10 @@ def _methods(
 def _diagonal(spec: OperatorSpec) -> Bound:
     full = spec.w.expand(spec.input_shape)
     largest = float(full.abs().max())
+    # The entries of folded diagonals are rounded products.
+    margin = 4 * UNIT * largest
     witness = torch.zeros_like(full).contiguous()
     witness.view(-1)[full.abs().argmax()] = 1.0
-    return Bound(largest, largest, "deterministic", "largest entry", witness=witness)
+    return Bound(
+        largest - margin, largest + margin, "deterministic", "largest entry", witness=witness
+    )

@@ -12,30 +12,38 @@ from onnx_auditors.lipschitz.operator import LinearOperator, compose, from_spec
 from onnx_auditors.lipschitz.spec import OperatorSpec
 
 
-def power_of_two(tensor: Tensor) -> float:
-    """Returns the power of two that brings the largest entry into [1, 2) when divided by."""
+def exponent_of(tensor: Tensor) -> int:
+    """Returns e where the largest absolute entry is in [2^e, 2^(e + 1)); 0 without any."""
     largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
+    return math.frexp(largest)[1] - 1 if largest > 0 else 0
 
 
-def prescaled(spec: OperatorSpec) -> tuple[OperatorSpec, float]:
-    """Returns the layer divided by a power of two, which is exact, and that power."""
+def _divided(tensor: Tensor, exponent: int) -> Tensor:
+    # In two steps, as 2^-e of the smallest numbers has no float64.
+    half = exponent // 2
+    return tensor * math.ldexp(1.0, -half) * math.ldexp(1.0, half - exponent)
+
+
+def prescaled(operator: LinearOperator) -> tuple[LinearOperator, int]:
+    """Returns the map with every layer divided by a power of two, which is exact.
+
+    Returns:
+        The map with its largest entries in [1, 2), and the exponent of what it was divided by.
+    """
+    if operator.parts:
+        scaled = [prescaled(part) for part in operator.parts]
+        return compose(*(part for part, _ in scaled)), sum(exponent for _, exponent in scaled)
+    spec = operator.spec
+    if spec is None:
+        return operator, 0
     if spec.kind == "separable":
-        scales = [power_of_two(f) for f in spec.factors]
-        factors = tuple(f / s for f, s in zip(spec.factors, scales, strict=True))
-        return replace(spec, factors=factors), math.prod(scales)
-    scale = power_of_two(spec.w)
-    return replace(spec, weight=spec.w / scale), scale
-
-
-def scaled_parts(operator: LinearOperator) -> tuple[LinearOperator, list[float]]:
-    """Returns a composition with each part that has a spec prescaled, and the powers of two."""
-    parts, scales = [], []
-    for part in operator.parts:
-        small, scale = (None, 1.0) if part.spec is None else prescaled(part.spec)
-        parts.append(part if small is None else from_spec(small, part.device))
-        scales.append(scale)
-    return (compose(*parts) if parts else operator), scales
+        exponents = [exponent_of(f) for f in spec.factors]
+        pairs = zip(spec.factors, exponents, strict=True)
+        small = replace(spec, factors=tuple(_divided(f, e) for f, e in pairs))
+    else:
+        exponents = [exponent_of(spec.w)]
+        small = replace(spec, weight=_divided(spec.w, exponents[0]))
+    return from_spec(small, operator.device), sum(exponents)
 
 
 def fold(operator: LinearOperator) -> LinearOperator:
