@@ -38,7 +38,8 @@ def certificate(
 
     Args:
         operator: The map A.
-        lower: A lower bound on ||A||_2, above 0; one that is 10 % low costs about 1 %.
+        lower: A lower bound on ||A||_2, above 0; of one that is far too low the bound is loose,
+            because rounding ends the recurrence early: 10 % low makes it 10 % high.
         delta: Probability of a wrong bound.
         entropy: Seed of the starts.
         target: Relative gap to `lower` at which to stop.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,9 @@ def matrix_of(spec: OperatorSpec) -> Matrix:
             for g in range(spec.groups):
                 rows = slice(g * per_group, (g + 1) * per_group)
                 columns = slice(g * weight.shape[1], (g + 1) * weight.shape[1])
-                block = found[(rows, *at, columns, *read)]
-                block += weight[(rows, slice(None), *tap)]
+                place: Any = (rows, *at, columns, *read)
+                chosen: Any = (rows, slice(None), *tap)
+                found[place] += weight[chosen]
     flat = found.reshape(math.prod(coarse), math.prod(fine))
     return flat if forward else flat.T
 
@@ -78,11 +80,13 @@ def random_convolution(seed: int) -> OperatorSpec:
     if rng.random() < 0.4:  # All of one sign, as of a blur: the peak lies at frequency 0.
         weight = weight.abs()
     if rng.random() < 0.3:
-        shape = (given, *(-(-(n + 4) // s) for n, s in zip(side, stride, strict=True)))
+        shape = (given, *(n // (2 * s) + 1 for n, s in zip(side, stride, strict=True)))
         most = [s - 1 for s in stride]
         padding = tuple(int(rng.integers(0, m + 1)) for m in most)
         # Cropping must leave something over.
-        spared = tuple(min(p, r) for p, r in zip(pads, reach * 2, strict=True))
+        begins = [min(p, r) for p, r in zip(pads[:rank], reach, strict=True)]
+        ends = [min(p, r - b) for p, r, b in zip(pads[rank:], reach, begins, strict=True)]
+        spared = (*begins, *ends)
         return OperatorSpec(
             "conv_transpose", shape, weight, stride, spared, dilations, groups, padding
         )
@@ -117,6 +121,9 @@ def adversarial_layers() -> list[Named]:
             "conv", shape, weight, (stride,) * rank, (pad,) * (2 * rank), groups=groups
         )
 
+    def product(shape: tuple[int, ...], *factors: torch.Tensor) -> OperatorSpec:
+        return OperatorSpec("separable", shape, factors=factors)
+
     found: list[Named] = []
     kernel = normal(4, 3, 3, 3)
     matrix = normal(40, 60)
@@ -136,6 +143,10 @@ def adversarial_layers() -> list[Named]:
             1 + gap * normal(9, 9, 1, 1)
         )
         found.append((f"1x1 within {gap}", conv(spread, (5, 5))))
+    unlike = normal(6, 1, 3, 3) * torch.logspace(-9, 0, 6)[:, None, None, None]
+    wave = torch.cos(torch.arange(5.0) * 1.234).reshape(1, 1, 5)
+    orders = 10.0 ** torch.linspace(-300, 0, 30, dtype=torch.float64)
+    count = torch.arange(40.0)
     delta = torch.zeros(3, 3, 3, 3, dtype=torch.float64)
     delta[range(3), range(3), 1, 1] = 1
     found += [
@@ -152,20 +163,20 @@ def adversarial_layers() -> list[Named]:
         ("16x16 stride 16", conv(normal(12, 3, 16, 16), (32, 32), 16)),
         ("11x11 stride 4", conv(normal(4, 2, 11, 11), (23, 23), 4)),
         ("depthwise", conv(normal(6, 1, 3, 3), (9, 9), 1, 1, groups=6)),
-        ("depthwise of unlike scales", conv(normal(6, 1, 3, 3) * torch.logspace(-9, 0, 6)[:, None, None, None], (8, 8), 1, 1, groups=6)),
+        ("depthwise of unlike scales", conv(unlike, (8, 8), 1, 1, groups=6)),
         ("depth multiplier 2", conv(normal(8, 1, 3, 3), (8, 8), 2, 1, groups=4)),
         ("blur on a small map", conv(torch.ones(1, 1, 5, 5), (4, 4), 1, 2)),
         ("kernel larger than the map", conv(normal(3, 3, 7, 7), (3, 3), 1, 3)),
         ("kernel reads padding alone", conv(normal(2, 2, 1, 1), (2, 2), 5, 3)),
-        ("peak off the grid", conv(torch.cos(torch.arange(5.0) * 1.234).reshape(1, 1, 5), (40,), 1, 2)),
+        ("peak off the grid", conv(wave, (40,), 1, 2)),
         ("long filter", conv(normal(1, 1, 64), (64,), 1, 32)),
-        ("entries over 300 orders", OperatorSpec("dense", (30,), normal(30, 30) * 10.0 ** torch.linspace(-300, 0, 30, dtype=torch.float64))),
-        ("Hilbert matrix", OperatorSpec("dense", (40,), 1 / (torch.arange(40.0)[:, None] + torch.arange(40.0) + 1))),
+        ("entries over 300 orders", OperatorSpec("dense", (30,), normal(30, 30) * orders)),
+        ("Hilbert matrix", OperatorSpec("dense", (40,), 1 / (count[:, None] + count + 1))),
         ("nilpotent", OperatorSpec("dense", (60,), torch.diag(torch.ones(59), 1))),
         ("matrix on rows", OperatorSpec("dense", (3, 4, 10), normal(7, 10))),
         ("diagonal", OperatorSpec("diagonal", (3, 4, 4), normal(3, 1, 1))),
-        ("product over axes", OperatorSpec("separable", (2, 5, 6), factors=(normal(3, 5), normal(7, 6)))),
-        ("product with a zero", OperatorSpec("separable", (5, 6), factors=(normal(3, 5), torch.zeros(2, 6)))),
+        ("product over axes", product((2, 5, 6), normal(3, 5), normal(7, 6))),
+        ("product with a zero", product((5, 6), normal(3, 5), torch.zeros(2, 6))),
         ("float32 weights", conv(normal(3, 3, 3, 3).float(), (6, 6), 1, 1)),
     ]  # fmt: skip
     return found

@@ -30,6 +30,7 @@ from onnx_auditors.lipschitz import (
     operator_bounds,
     symbol,
 )
+from onnx_auditors.lipschitz.lanczos import attained
 
 _SVD = 1e-13
 """Relative error that the singular values of numpy may have."""
@@ -93,7 +94,8 @@ def test_every_method_bounds_by_itself(seed: int) -> None:
         return
     operator, conv = from_spec(spec), spec.as_conv()
     floor = exact * (1 - _SVD)
-    for lower in (exact * 0.999, exact * 0.9):
+    for share, loss in ((0.999, 0.005), (0.9, 0.12)):
+        lower = exact * share
         found = {
             "Cholesky": dense.certificate(operator, lower),
             "torus": symbol.torus(conv, lower),
@@ -103,7 +105,7 @@ def test_every_method_bounds_by_itself(seed: int) -> None:
         }
         assert min(found.values()) >= floor, found
         assert found["Cholesky"] <= exact * (1 + 1e-6)
-        assert found["Chebyshev"] <= exact * 1.02
+        assert found["Chebyshev"] <= exact * (1 + loss)
         # The symbol's grid lies on its supremum's surface.
         assert found["torus"] <= found["supremum"] * (1 + 1e-9)
 
@@ -208,7 +210,7 @@ def test_proof_is_within_one_per_cent_on_larger_maps(side: int, stride: int, smo
     weight = torch.randn(16, 16, 3, 3, dtype=torch.float64, generator=g)
     weight = weight.abs() if smooth else weight
     spec = OperatorSpec("conv", (16, side, side), weight, (stride, stride), (1, 1, 1, 1))
-    lower = operator_bounds(spec, entropy=0).lower
+    lower, _ = attained(from_spec(spec), tolerance=1e-6)
     assert symbol.torus(spec, lower) <= lower * 1.01
 
 
@@ -224,18 +226,18 @@ def test_supremum_is_the_limit_of_large_maps() -> None:
 
 
 def test_chebyshev_fails_as_seldom_as_it_says() -> None:
-    # At delta = 1 % and a wide spectrum below the top, of 2,000 starts at most 1.6 % may fail:
-    # 1 % and 2.7 standard deviations.
+    # At delta = 1 % of 1,000 starts 10 fail on average, where the top stands out; 19 are three
+    # standard deviations more.
     values = torch.linspace(0, 1, 60, dtype=torch.float64)
     operator = from_spec(OperatorSpec("dense", (60,), torch.diag(values)))
     found = [
         chebyshev.certificate(
-            operator, 0.97, delta=0.01, entropy=seed, target=-1.0, starts=1, degree=12
+            operator, 0.97, delta=0.01, entropy=seed, target=-1.0, starts=1, degree=20
         )
-        for seed in range(2000)
+        for seed in range(1000)
     ]
     failures = sum(bound < 1 for bound in found)
-    assert failures <= 32
+    assert failures <= 19
     # The bound is no better than it must be: it does fail where it may.
     assert failures >= 2
 
