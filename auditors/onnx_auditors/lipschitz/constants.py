@@ -104,22 +104,13 @@ def _extreme(layer: Layer, norm: Norm) -> Constant:
     return _by_norm(norm, times, math.sqrt(times) * _UP, 1.0, f"an entry is read {times} times")
 
 
-def _shared(layer: Layer) -> int:
-    """Upper bound on the number of entries that softmax is taken over.
-
-    Before opset 13 these were all entries from `axis` on, and `axis` was 1 by default.
-    """
-    shape = layer.output_shape
-    return math.prod(shape[layer.attributes.get("axis", 1) % len(shape) :])
-
-
 def _softmax(layer: Layer, _: Norm) -> Constant:
-    single = _shared(layer) == 1
+    single = layer.output_shape[layer.attributes.get("axis", -1)] == 1
     return Constant(0.0 if single else 0.5, "diag(p) - p p' has row sums 2 p (1 - p)")
 
 
 def _log_softmax(layer: Layer, norm: Norm) -> Constant:
-    n = _shared(layer)
+    n = layer.output_shape[layer.attributes.get("axis", -1)]
     if n == 1:
         return Constant(0.0, "constant for one entry")
     return _by_norm(norm, n - 1, math.sqrt(n) * _UP, 2.0, f"I - 1 p' over {n} entries")

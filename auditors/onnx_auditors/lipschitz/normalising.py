@@ -12,7 +12,7 @@ from onnx_auditors.lipschitz.gram import largest_eigenvalue, square_sums
 _UP = 1 + 1e-12
 """More than a few roundings of closed forms."""
 _SIDE = 2048
-_CELLS = 256
+_CELLS = 64
 _MANY_CELLS = 2**20
 _TOLERANCE = 1e-4
 
