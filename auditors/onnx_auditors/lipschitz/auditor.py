@@ -16,11 +16,11 @@ from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.lipschitz import merging
+from onnx_auditors.lipschitz.around import largest_amplification
 from onnx_auditors.lipschitz.bound import Norm
 from onnx_auditors.lipschitz.certify import certificates, obstacles
 from onnx_auditors.lipschitz.graph import Graph, graph_of
 from onnx_auditors.lipschitz.layer_bounds import layer_bounds
-from onnx_auditors.lipschitz.local import largest_amplification
 from onnx_auditors.lipschitz.pieces import Piece, pieces
 from onnx_auditors.network import Network
 
@@ -86,9 +86,7 @@ class LipschitzAuditor:
             config, graph(context), norms, partials, probes, entropy(context), context.seed, save
         )
 
-    def warnings(
-        self, section: v1.LipschitzSection, context: Context
-    ) -> list[v1.ReportWarning]:
+    def warnings(self, section: v1.LipschitzSection, context: Context) -> list[v1.ReportWarning]:
         """Says why there is no global bound, or no certificate, and that a bound is vacuous."""
         return merging.warnings(section, obstacles(graph(context)))
 
@@ -137,7 +135,7 @@ def _cost(piece: Piece) -> float:
     sides = math.prod(piece.input_shape), math.prod(piece.output_shape)
     if piece.kind != "linear":
         return float(max(sides))
-    return float(max(sides)) * min(min(sides), 1024)
+    return float(max(sides)) * min(*sides, 1024)
 
 
 def entropy(context: Context) -> int:

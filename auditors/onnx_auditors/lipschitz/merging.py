@@ -79,7 +79,9 @@ def _array(composed: Composed) -> np.ndarray:
 def _parts(
     partials: Sequence[v1.LipschitzPartial], norms: Mapping[Norm, v1.Norm.ValueType]
 ) -> tuple[
-    list[v1.LipschitzLayer], dict[str, np.ndarray], dict[v1.Norm.ValueType, list[v1.ProbeCertificate]]
+    list[v1.LipschitzLayer],
+    dict[str, np.ndarray],
+    dict[v1.Norm.ValueType, list[v1.ProbeCertificate]],
 ]:
     """Returns layers in order, witnesses by their name in the artefact, certificates by norm."""
     layers: dict[int, v1.LipschitzLayer] = {}
@@ -120,9 +122,7 @@ def _certificates(
     )
 
 
-def warnings(
-    section: v1.LipschitzSection, obstacles: Sequence[str]
-) -> list[v1.ReportWarning]:
+def warnings(section: v1.LipschitzSection, obstacles: Sequence[str]) -> list[v1.ReportWarning]:
     """Returns what a reader must know to judge the section.
 
     Args:
