@@ -42,7 +42,7 @@ ANCHORED_BUDGET = 60
 ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
 """Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
-ROUND_STAGES = ((6, 5), (2, 12))
+ROUND_STAGES = ((6, 10), (2, 20))
 EDGE_STAGES = ((6, 30), (3, 40))
 """The same where several classes stand in the way at once: following edges takes longer."""
 LEAST_ROUND = 8
