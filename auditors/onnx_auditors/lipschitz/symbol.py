@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onnx_auditors.lipschitz.gram import largest_eigenvalue, roundings, square_sums
+from onnx_auditors.lipschitz.gram import certified, largest_eigenvalue, roundings, square_sums
 from onnx_auditors.lipschitz.operator import UNIT
 from onnx_auditors.lipschitz.spec import OperatorSpec
 
 _ENTRIES = 2**24
 """Complex numbers per batch."""
+_CACHED = 2**19
+"""The same where each is read many times."""
 TORUS_POINTS = 2**15
 """Grid points of a torus up to which it is worth its time."""
 _CELLS = 2**17
@@ -30,7 +32,7 @@ class Symbol:
     """The polyphase symbol of a convolution.
 
     Attributes:
-        blocks: Taps by shift, real, [groups, rows, columns, shifts].
+        blocks: Taps by shift, real, [shifts, groups, rows, columns].
         degrees: Largest shift per axis.
         shifts: [shifts, axes], int64.
         sizes: Smallest circulant per axis of which the zero-padded convolution is a part.
@@ -47,8 +49,9 @@ class Symbol:
         """Returns F at frequencies [points, axes], complex [points * groups, rows, columns]."""
         angles = w @ self.shifts.to(w.dtype).T
         waves = torch.polar(torch.ones_like(angles), angles)
-        values = torch.einsum("grcs,ps->pgrc", self.blocks.to(waves.dtype), waves)
-        return values.flatten(0, 1)
+        flat = self.blocks.flatten(1)
+        values = torch.complex(waves.real @ flat, waves.imag @ flat)
+        return values.reshape(-1, *self.blocks.shape[2:])
 
     @property
     def error(self) -> float:
@@ -64,7 +67,7 @@ class Symbol:
     @property
     def cost(self) -> int:
         """Numbers per frequency."""
-        return self.blocks[..., 0].numel()
+        return self.blocks[0].numel()
 
 
 def symbol(conv: OperatorSpec) -> Symbol:
@@ -79,7 +82,7 @@ def symbol(conv: OperatorSpec) -> Symbol:
     rows, columns = weight.shape[0] // conv.groups, weight.shape[1]
     blocks = weight.new_zeros(conv.groups, rows, columns, len(phases), len(shifts))
     blocks[..., by_phase, by_shift] = weight.reshape(conv.groups, rows, columns, -1)
-    blocks = blocks.flatten(2, 3)
+    blocks = blocks.flatten(2, 3).movedim(-1, 0).contiguous()
     coarse = conv.output_shape[1:]
     degrees = tuple(int(d) for d in shifts.max(0).values)
     sizes = []
@@ -88,7 +91,7 @@ def symbol(conv: OperatorSpec) -> Symbol:
         first = conv.pads[a] // conv.stride[a]
         last = (conv.pads[a] + conv.input_shape[1 + a] - 1) // conv.stride[a]
         sizes.append(max(coarse[a] + degrees[a] - first, last + 1))
-    weight_norm = float(square_sums(blocks.abs().sum(-1)).max()) ** 0.5
+    weight_norm = float(square_sums(blocks.abs().sum(0)).max()) ** 0.5
     return Symbol(blocks, degrees, shifts.to(weight.device), tuple(sizes), weight_norm)
 
 
@@ -178,14 +181,10 @@ def _may_hold(found: Symbol, centres: Tensor, values: Tensor, level: float) -> T
         if not len(chunk):
             continue
         grams, error = _grams(found, centres[chunk])
-        eye = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
-        # Rump 2006: a factorisation that ends proves the matrix positive semidefinite up to
-        # gamma_(p+1) of its trace; twice that is taken off.
-        p = grams.shape[-1]
         square = max(level - found.error, 0.0) ** 2
-        margin = 2 * roundings(grams, p + 1) * p * square + error
-        info = torch.linalg.cholesky_ex(eye * (square - margin) - grams)[1]
-        keep[chunk] = (info.reshape(len(chunk), -1) != 0).any(1).to(keep.device)
+        # A little below, for what the factor leaves over.
+        bounds = certified(grams, square * (1 - 1e-8)) + error
+        keep[chunk] = (bounds.reshape(len(chunk), -1) >= square).any(1).to(keep.device)
     return keep
 
 
@@ -214,12 +213,13 @@ def _estimates(found: Symbol, points: Tensor, steps: int = 16) -> Tensor:
     """Lower estimates of ||F|| by power steps, the larger of the groups, [points]."""
     rows = []
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(found.blocks.shape[2], 1, dtype=torch.float64, generator=generator)
-    for chunk in torch.split(points, _batch(found)):
+    start = torch.randn(found.blocks.shape[-1], 1, dtype=torch.float64, generator=generator)
+    for chunk in torch.split(points, max(1, _CACHED // found.cost)):
         values = found.at(chunk.to(found.blocks.device))
         v = start.to(values).expand(len(values), -1, -1)
         for _ in range(steps):
-            v = values.mH @ (values @ (v / v.norm(dim=1, keepdim=True).clamp(min=1e-300)))
+            u = values @ (v / v.norm(dim=1, keepdim=True).clamp(min=1e-300))
+            v = (u.mH @ values).mH  # Conjugates the short one of the two.
         unit = v / v.norm(dim=1, keepdim=True).clamp(min=1e-300)
         norms = (values @ unit).norm(dim=1)
         rows.append(norms.reshape(len(chunk), -1).amax(1).cpu())

@@ -29,6 +29,7 @@ from onnx_auditors.lipschitz import (
     from_spec,
     operator_bounds,
     symbol,
+    taps,
 )
 from onnx_auditors.lipschitz.lanczos import attained
 
@@ -125,6 +126,41 @@ def test_forward_and_adjoint_are_the_matrix() -> None:
         assert float((spec.adjoint(back).reshape(m, n) - matrix).abs().max()) <= 1e-13 * scale, name
 
 
+def test_products_of_taps_are_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "_LEAST", 1)
+    convolutions = 0
+    for name, spec in [*random_layers(60), *adversarial_layers()]:
+        conv = spec.as_conv()
+        products = taps.taps(conv)
+        if products is None or (scale := float(conv.w.abs().max())) == 0:
+            continue
+        convolutions += 1
+        matrix = torch.from_numpy(matrix_of(conv)) / scale
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(3, *conv.input_shape, dtype=torch.float64, generator=g)
+        y = torch.randn(3, *conv.output_shape, dtype=torch.float64, generator=g)
+        forward, back = products.forward(x) / scale, products.adjoint(y) / scale
+        assert torch.allclose(forward.flatten(1), x.flatten(1) @ matrix.T, atol=1e-12), name
+        assert torch.allclose(back.flatten(1), y.flatten(1) @ matrix, atol=1e-12), name
+    assert convolutions >= 40
+
+
+@pytest.mark.parametrize("channels", [16, 40])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rounding_of_an_application_is_within_its_bound(channels: int, stride: int) -> None:
+    g = torch.Generator().manual_seed(channels + stride)
+    weight = torch.randn(20, channels, 3, 5, dtype=torch.float64, generator=g)
+    # Of two channels that cancel but for their last digits, rounding is all that is left.
+    weight[:, 1::2] = -weight[:, ::2] * (1 + 1e-13)
+    spec = OperatorSpec("conv", (channels, 9, 10), weight, (stride, stride), (1, 2, 0, 3))
+    operator = from_spec(spec)
+    x = torch.ones(1, *spec.input_shape, dtype=torch.float64)
+    matrix = matrix_of(spec).astype(np.longdouble)
+    exact = matrix @ x.numpy().ravel().astype(np.longdouble)
+    off = np.linalg.norm((operator.forward(x).numpy().ravel() - exact).astype(np.float64))
+    assert 0 < off <= operator.error * float(x.norm())
+
+
 @pytest.mark.parametrize("norm", ["l1", "linf"])
 def test_absolute_sums_are_exact(norm: str) -> None:
     axis = 0 if norm == "l1" else 1
@@ -187,6 +223,15 @@ def test_sums_of_lines_beyond_the_first_batches_count() -> None:
     assert bound.lower <= exact * (1 + 1e-12)
     assert bound.upper >= exact * (1 - 1e-12)
     assert bound.gap <= 1e-6
+
+
+def test_parts_that_cancel_are_bounded_by_their_product() -> None:
+    first = OperatorSpec("dense", (2,), torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    second = OperatorSpec("dense", (2,), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    bound = operator_bounds(compose(from_spec(first), from_spec(second)), entropy=0)
+    assert bound.lower == 0
+    assert 4 <= bound.upper <= 4 * (1 + 1e-6)
+    assert (bound.proof, bound.method, bound.delta) == ("deterministic", "product of parts", 0.0)
 
 
 def test_a_function_is_bounded_without_its_bias() -> None:
