@@ -117,7 +117,8 @@ def _l2(operator: LinearOperator, delta: float, entropy: int, target: float) -> 
 
 def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: float) -> Bound:
     """Tries methods in order of cost until the ends are close."""
-    fine = 1e-9 if dense.side(operator) <= _DENSE_FIRST else 1e-6
+    matrix = operator.spec is not None and operator.spec.kind == "dense"
+    fine = 1e-9 if matrix or dense.side(operator) <= _DENSE_FIRST else 1e-6
     lower, witness = attained(operator, tolerance=fine)
     tried: dict[str, float] = {}
     for name, method in _methods(operator, lower, delta, entropy, target):
@@ -169,7 +170,7 @@ def _methods(
             (
                 "Chebyshev",
                 lambda: certificate(
-                    operator, lower, delta=delta, entropy=entropy, target=0.8 * target
+                    operator, lower, delta=delta, entropy=entropy, target=0.98 * target
                 ),
             )
         )

@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def _prepared(name: str, steps: int = 600) -> tuple[nn.Module, lipschitz.SpectralPenalty]:
+def _prepared(name: str, steps: int = 250) -> tuple[nn.Module, lipschitz.SpectralPenalty]:
     make, shape = CASES[name]
     seed, alone = -1, False
     # Axes that a layer leaves alone repeat its values; else the gradient must be unique.
