@@ -170,7 +170,7 @@ def _methods(
             (
                 "Chebyshev",
                 lambda: certificate(
-                    operator, lower, delta=delta, entropy=entropy, target=0.98 * target
+                    operator, lower, delta=delta, entropy=entropy, target=0.8 * target
                 ),
             )
         )
