@@ -64,23 +64,26 @@ def resnet50() -> list[Layer]:
 
 def audit(name: str, layers: list[Layer]) -> None:
     print(f"\n## {name}")
-    print("| layer | shape | lower | upper | gap | proof | method | seconds |")
+    print("| layer | shape | lower | upper | gap | proof | method | CPU seconds |")
     print("|---|---|---|---|---|---|---|---|")
     gaps = []
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     for layer, spec in layers:
+        before = time.process_time()
         bound = operator_bounds(spec, entropy=0)
+        seconds = time.process_time() - before
         gaps.append(bound.gap)
         kernel = "x".join(map(str, spec.w.shape))
         side = "x".join(map(str, spec.input_shape))
         print(
             f"| {layer} | {kernel} on {side} | {bound.lower:.6g} | {bound.upper:.6g} "
-            f"| {bound.gap:.1e} | {bound.proof} | {bound.method} | {bound.seconds:.1f} |",
+            f"| {bound.gap:.1e} | {bound.proof} | {bound.method} | {seconds:.1f} |",
             flush=True,
         )
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     print(
-        f"\n{len(layers)} layers, {seconds:.0f} s on {torch.get_num_threads()} threads; gap "
+        f"\n{len(layers)} layers, {seconds:.0f} s on {torch.get_num_threads()} threads, "
+        f"{used:.0f} s of CPU time; gap "
         f"median {statistics.median(gaps):.1e}, largest {max(gaps):.1e}"
     )
 

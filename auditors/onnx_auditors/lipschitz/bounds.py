@@ -117,7 +117,8 @@ def _l2(operator: LinearOperator, delta: float, entropy: int, target: float) -> 
 
 def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: float) -> Bound:
     """Tries methods in order of cost until the ends are close."""
-    fine = 1e-9 if dense.side(operator) <= _DENSE_FIRST else 1e-6
+    matrix = operator.spec is not None and operator.spec.kind == "dense"
+    fine = 1e-9 if matrix or dense.side(operator) <= _DENSE_FIRST else 1e-6
     lower, witness = attained(operator, tolerance=fine)
     tried: dict[str, float] = {}
     for name, method in _methods(operator, lower, delta, entropy, target):
@@ -125,18 +126,21 @@ def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: fl
         if min(tried.values()) <= lower * (1 + target):
             break
     if all(math.isinf(upper) for upper in tried.values()) and operator.parts:
-        parts = (_l2(part, delta, entropy, target).upper for part in operator.parts)
-        tried["product of parts"] = math.prod(parts) * (1 + 2 * len(operator.parts) * UNIT)
+        parts = [_l2(part, delta, entropy, target) for part in operator.parts]
+        tried["product of parts"] = math.prod(b.upper for b in parts) * (1 + 2 * len(parts) * UNIT)
+        unsure = sum(b.delta for b in parts)
+    else:
+        unsure = delta
     tried = tried or {"none": math.inf}
     name = min(tried, key=lambda n: tried[n])
-    upper, proved = tried[name], name not in {"Chebyshev", "product of parts"}
+    unsure = unsure if name in {"Chebyshev", "product of parts"} else 0.0
     return Bound(
         lower,
-        upper,
-        "deterministic" if proved else "probability",
+        tried[name],
+        "probability" if unsure else "deterministic",
         name,
-        delta=0.0 if proved else delta * max(1, len(operator.parts)),
-        entropy=None if proved else entropy,
+        delta=unsure,
+        entropy=entropy if unsure else None,
         witness=witness,
         tried=tried,
     )

@@ -72,7 +72,8 @@ def certificate(
         ratio = max(float(bounds.max()), 1.0)
         if math.isfinite(ratio):
             best = min(best, (1 + math.cosh(math.acosh(ratio) / d)) / 2)
-        if best <= (1 + target) ** 2:
+        # Once rounding has used up what is likely of a start, no degree gets it back.
+        if best <= (1 + target) ** 2 or not math.isfinite(ratio):
             break
         single = single + norms + previous
         double = double + single

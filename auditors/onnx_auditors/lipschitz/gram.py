@@ -66,8 +66,10 @@ def largest_eigenvalue(grams: Tensor, guess: float = 0.0) -> float:
     found = 0.0
     for _ in range(_TRIALS):
         t = level * (1 + slack)
-        certified, failed = _trial(grams[pending], t)
-        found = max(found, certified)
+        bounds = certified(grams[pending], t)
+        failed = torch.isinf(bounds)
+        if not bool(failed.all()):
+            found = max(found, float(bounds[~failed].max()))
         pending, ratios = pending[failed], ratios[failed]
         if not len(pending):
             return found
@@ -79,21 +81,26 @@ def largest_eigenvalue(grams: Tensor, guess: float = 0.0) -> float:
     return max(found, math.sqrt(float(square_sums(grams[pending]).max())) * (1 + 4 * UNIT))
 
 
-def _trial(grams: Tensor, t: float) -> tuple[float, Tensor]:
-    """Bound for the matrices whose factor exists, and which matrices have none."""
+def certified(grams: Tensor, t: float) -> Tensor:
+    """Returns what no eigenvalue of each Hermitian part exceeds, about t; infinity where unproved.
+
+    Args:
+        grams: Real or complex double, [batch, p, p].
+        t: Level to prove.
+    """
     p = grams.shape[-1]
-    eye = torch.eye(p, dtype=grams.dtype, device=grams.device)
-    rest = t * eye - grams
+    rest = t * torch.eye(p, dtype=grams.dtype, device=grams.device) - grams
     factor, info = torch.linalg.cholesky_ex(_hermitian(rest))
     # A comparison with a number that is none would pass it over.
-    failed = (info != 0) | ~torch.isfinite(factor).flatten(1).all(1)
-    if bool(failed.all()):
-        return 0.0, failed
-    rest, factor = rest[~failed], factor[~failed]
-    diagonal = UNIT * float(torch.diagonal(rest, dim1=-2, dim2=-1).abs().max()) * p**0.5
-    error = square_sums(rest - factor @ factor.mH).sqrt()
-    error = error * (1 + 8 * UNIT) + 1.01 * roundings(factor, p) * square_sums(factor)
-    return (t + 1.01 * diagonal + float(error.max())) * (1 + 8 * UNIT), failed
+    proved = (info == 0) & torch.isfinite(factor).flatten(1).all(1)
+    bounds = torch.full((len(grams),), math.inf, dtype=torch.float64, device=grams.device)
+    if bool(proved.any()):
+        rest, factor = rest[proved], factor[proved]
+        diagonal = UNIT * float(torch.diagonal(rest, dim1=-2, dim2=-1).abs().max()) * p**0.5
+        error = square_sums(rest - factor @ factor.mH).sqrt()
+        error = error * (1 + 8 * UNIT) + 1.01 * roundings(factor, p) * square_sums(factor)
+        bounds[proved] = (t + 1.01 * diagonal + error) * (1 + 8 * UNIT)
+    return bounds
 
 
 def rayleigh(grams: Tensor, steps: int = 24) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.lipschitz.spec import OperatorSpec
+from onnx_auditors.lipschitz.taps import taps
 
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
@@ -52,13 +53,14 @@ def from_spec(spec: OperatorSpec, device: torch.device | str = "cpu") -> LinearO
     (Higham 2002, section 3.1), and || |W| ||_2 <= sqrt(|| |W| ||_1 || |W| ||_inf).
     """
     spec = spec.to(device)
+    applied = taps(spec) or spec
     return LinearOperator(
         spec.input_shape,
         spec.output_shape,
-        spec.forward,
-        spec.adjoint,
+        applied.forward,
+        applied.adjoint,
         spec=spec,
-        error=2.0 * (spec.terms + 8) * UNIT * spec.absolute_norm(),
+        error=2.0 * (applied.terms + 8) * UNIT * spec.absolute_norm(),
         device=torch.device(device),
     )
 

@@ -29,6 +29,7 @@ from onnx_auditors.lipschitz import (
     from_spec,
     operator_bounds,
     symbol,
+    taps,
 )
 from onnx_auditors.lipschitz.lanczos import attained
 
@@ -99,7 +100,8 @@ def test_every_method_bounds_by_itself(seed: int) -> None:
         found = {
             "Cholesky": dense.certificate(operator, lower),
             "torus": symbol.torus(conv, lower),
-            "one phase": symbol.torus(conv, 0.0, phases=1),
+            "whole torus": symbol.whole_torus(conv, lower),
+            "one phase": symbol.whole_torus(conv, 0.0, phases=1),
             "supremum": symbol.supremum(conv, lower),
             "Chebyshev": chebyshev.certificate(operator, lower, delta=1e-12, entropy=seed),
         }
@@ -107,7 +109,7 @@ def test_every_method_bounds_by_itself(seed: int) -> None:
         assert found["Cholesky"] <= exact * (1 + 1e-6)
         assert found["Chebyshev"] <= exact * (1 + loss)
         # The symbol's grid lies on its supremum's surface.
-        assert found["torus"] <= found["supremum"] * (1 + 1e-9)
+        assert found["whole torus"] <= found["supremum"] * (1 + 1e-9)
 
 
 def test_forward_and_adjoint_are_the_matrix() -> None:
@@ -123,6 +125,41 @@ def test_forward_and_adjoint_are_the_matrix() -> None:
         forward = spec.forward(eye).reshape(n, m).T
         assert float((forward - matrix).abs().max()) <= 1e-13 * scale, name
         assert float((spec.adjoint(back).reshape(m, n) - matrix).abs().max()) <= 1e-13 * scale, name
+
+
+def test_products_of_taps_are_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "_LEAST", 1)
+    convolutions = 0
+    for name, spec in [*random_layers(60), *adversarial_layers()]:
+        conv = spec.as_conv()
+        products = taps.taps(conv)
+        if products is None or (scale := float(conv.w.abs().max())) == 0:
+            continue
+        convolutions += 1
+        matrix = torch.from_numpy(matrix_of(conv)) / scale
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(3, *conv.input_shape, dtype=torch.float64, generator=g)
+        y = torch.randn(3, *conv.output_shape, dtype=torch.float64, generator=g)
+        forward, back = products.forward(x) / scale, products.adjoint(y) / scale
+        assert torch.allclose(forward.flatten(1), x.flatten(1) @ matrix.T, atol=1e-12), name
+        assert torch.allclose(back.flatten(1), y.flatten(1) @ matrix, atol=1e-12), name
+    assert convolutions >= 40
+
+
+@pytest.mark.parametrize("channels", [16, 40])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rounding_of_an_application_is_within_its_bound(channels: int, stride: int) -> None:
+    g = torch.Generator().manual_seed(channels + stride)
+    weight = torch.randn(20, channels, 3, 5, dtype=torch.float64, generator=g)
+    # Of two channels that cancel but for their last digits, rounding is all that is left.
+    weight[:, 1::2] = -weight[:, ::2] * (1 + 1e-13)
+    spec = OperatorSpec("conv", (channels, 9, 10), weight, (stride, stride), (1, 2, 0, 3))
+    operator = from_spec(spec)
+    x = torch.ones(1, *spec.input_shape, dtype=torch.float64)
+    matrix = matrix_of(spec).astype(np.longdouble)
+    exact = matrix @ x.numpy().ravel().astype(np.longdouble)
+    off = np.linalg.norm((operator.forward(x).numpy().ravel() - exact).astype(np.float64))
+    assert 0 < off <= operator.error * float(x.norm())
 
 
 @pytest.mark.parametrize("norm", ["l1", "linf"])
@@ -189,6 +226,15 @@ def test_sums_of_lines_beyond_the_first_batches_count() -> None:
     assert bound.gap <= 1e-6
 
 
+def test_parts_that_cancel_are_bounded_by_their_product() -> None:
+    first = OperatorSpec("dense", (2,), torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+    second = OperatorSpec("dense", (2,), torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    bound = operator_bounds(compose(from_spec(first), from_spec(second)), entropy=0)
+    assert bound.lower == 0
+    assert 4 <= bound.upper <= 4 * (1 + 1e-6)
+    assert (bound.proof, bound.method, bound.delta) == ("deterministic", "product of parts", 0.0)
+
+
 def test_a_function_is_bounded_without_its_bias() -> None:
     matrix, specs = _composition(0)
 
@@ -202,14 +248,28 @@ def test_a_function_is_bounded_without_its_bias() -> None:
     assert bound.lower <= exact <= bound.upper <= exact * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("side", [28, 32])
+@pytest.mark.parametrize("seed", range(30))
+def test_a_convolution_written_out_along_an_axis_is_the_same_map(seed: int) -> None:
+    conv = random_convolution(7000 + seed).as_conv()
+    if conv.map_rank < 2:
+        return
+    values = np.linalg.svd(matrix_of(conv), compute_uv=False)
+    for axis in range(conv.map_rank):
+        again = np.linalg.svd(matrix_of(symbol.unrolled(conv, axis)), compute_uv=False)
+        assert np.allclose(again, values, atol=1e-10 * values[0])
+
+
+@pytest.mark.parametrize(("kernel", "side"), [(3, 28), (3, 32), (7, 28)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_proof_is_within_one_per_cent_on_larger_maps(side: int, stride: int, smooth: bool) -> None:
+def test_proof_is_within_one_per_cent_on_larger_maps(
+    kernel: int, side: int, stride: int, smooth: bool
+) -> None:
     g = torch.Generator().manual_seed(side + stride)
-    weight = torch.randn(16, 16, 3, 3, dtype=torch.float64, generator=g)
+    weight = torch.randn(16, 16, kernel, kernel, dtype=torch.float64, generator=g)
     weight = weight.abs() if smooth else weight
-    spec = OperatorSpec("conv", (16, side, side), weight, (stride, stride), (1, 1, 1, 1))
+    pads = (kernel // 2,) * 4
+    spec = OperatorSpec("conv", (16, side, side), weight, (stride, stride), pads)
     lower, _ = attained(from_spec(spec), tolerance=1e-6)
     assert symbol.torus(spec, lower) <= lower * 1.01
 
