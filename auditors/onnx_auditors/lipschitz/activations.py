@@ -110,7 +110,9 @@ class Activation:
         return least, most
 
     def _corners(self, low: Tensor, high: Tensor) -> list[Tensor]:
-        inner = [torch.minimum(torch.maximum(low, low.new_tensor(b)), high) for b in self.breaks or ()]
+        inner = [
+            torch.minimum(torch.maximum(low, low.new_tensor(b)), high) for b in self.breaks or ()
+        ]
         return [low, high, *inner]
 
     def lines(self, low: Tensor, high: Tensor) -> Lines:

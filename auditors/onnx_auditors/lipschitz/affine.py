@@ -25,6 +25,9 @@ STRUCTURAL = names_in(
     "DepthToSpace SpaceToDepth CumSum Trilu Resize Upsample"
 )
 """Maps without negative coefficients, which are their own absolute map; but see `_SIGNED`."""
+_COPIES = STRUCTURAL - names_in(
+    "Add Sum Mean AveragePool GlobalAveragePool ReduceMean ReduceSum CumSum Resize Upsample"
+)
 _SUMS = names_in("Add Sub Sum Mean")
 _SIGNED = ("cubic",)
 """Modes of resampling with negative coefficients."""
@@ -79,11 +82,11 @@ def affine(
         weight: See there.
     """
     origin = [torch.zeros(shape, dtype=torch.float64, device=bias.device) for shape in shapes]
-    _, pull = torch.func.vjp(linear, *origin)
+    pull = torch.func.vjp(linear, *origin)[1]
     pull_absolute = None
     if absolute is not None:
         # Not at the origin, where an absolute value has no derivative.
-        _, pull_absolute = torch.func.vjp(absolute, *(torch.ones_like(x) for x in origin))
+        pull_absolute = torch.func.vjp(absolute, *(torch.ones_like(x) for x in origin))[1]
     return Affine(
         torch.func.vmap(linear),
         torch.func.vmap(pull),
@@ -96,7 +99,7 @@ def affine(
     )
 
 
-def of_step(step: Step, plan: Plan, output: int) -> Affine | str:
+def of_step(step: Step, plan: Plan, output: int, device: torch.device) -> Affine | str:
     """Returns the affine map of a step of a plan in float64, or why it has none."""
     op = step.node.op_type
     varying = [i for i, name in enumerate(step.inputs) if name and _constant(plan, name) is None]
@@ -106,47 +109,73 @@ def of_step(step: Step, plan: Plan, output: int) -> Affine | str:
         if name and (value := _constant(plan, name)) is not None
     }
     shapes = [plan.shape(step.inputs[i]) for i in varying]
-    device = next(iter(constants.values())).device if constants else torch.device("cpu")
 
     def call(*given: Tensor, fixed: dict[int, Tensor] = constants) -> Tensor:
         arguments: list[Tensor | None] = [fixed.get(i) for i in range(len(step.inputs))]
         for i, x in zip(varying, given, strict=True):
             arguments[i] = x
         result = step.function(*arguments)
-        return result[output] if step.several else result
+        chosen: Tensor = result[output] if step.several else result
+        return chosen
 
+    if not _is_linear(op, varying):
+        return f"{op} is not linear in what depends on the input"
     zeros = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
     bias = call(*zeros).detach()
-    count = math.prod(shapes[0]) if shapes else 1
-    if op == "BatchNormalization":
-        return _batch_normalization(call, constants, shapes, zeros)
-    if op in WEIGHTED:
-        return _weighted(op, call, constants, shapes, bias)
-    if op in {"Mul", "Div"}:
-        fixed = {i: c.abs() for i, c in constants.items()}
-        return affine(
-            call, shapes, absolute=lambda x: call(x, fixed=fixed), bias=bias, magnitude=bias,
-            terms=1,
-        )  # fmt: skip
-    if op == "Neg":
-        return affine(
-            call, shapes, absolute=torch.abs, bias=bias, magnitude=bias, terms=0
-        )
-    if op in _SUMS:
-        return _sum(op, call, constants, shapes, bias)
-    if op not in STRUCTURAL:
-        return f"{op} is not known to be linear"
     if bias.dtype != torch.float64:
         return "its result is not of a floating type"
+    if op in WEIGHTED:
+        return _weighted(op, call, constants, shapes, bias)
+    if op in _SUMS or op == "BatchNormalization":
+        made = _sum if op in _SUMS else _batch_normalization
+        return made(op, call, constants, shapes, bias)
+    if op in {"Mul", "Div", "Neg"}:
+        fixed = {i: c.abs() for i, c in constants.items()}
+        return affine(
+            call, shapes, absolute=lambda x: call(x, fixed=fixed).abs(), bias=bias,
+            magnitude=bias.abs(), terms=1,
+        )  # fmt: skip
+    return _structural(step, call, shapes, bias)
+
+
+def _structural(
+    step: Step, call: Function, shapes: Sequence[tuple[int, ...]], bias: Tensor
+) -> Affine | str:
+    """Maps that copy, average or resample."""
+    op = step.node.op_type
+    if op not in STRUCTURAL:
+        return f"{op} is not known to be linear"
     mode = next((a.s.decode() for a in step.node.attribute if a.name == "mode"), "")
     shifted = bool(bias.count_nonzero())
     linear = (lambda *xs: call(*xs) - bias) if shifted else call
-    known = mode not in _SIGNED
-    terms = 1 if count == math.prod(bias.shape) and op not in {"CumSum", "Resize"} else count + 2
+    taken = math.prod(shapes[0])
+    terms = 1 if op in _COPIES else _summands(step, taken, math.prod(bias.shape)) + 2
     return affine(
-        linear, shapes, absolute=linear if known else None, bias=bias, magnitude=bias.abs(),
-        terms=terms,
+        linear, shapes, absolute=None if mode in _SIGNED else linear, bias=bias,
+        magnitude=bias.abs(), terms=terms,
     )  # fmt: skip
+
+
+def _is_linear(op: str, varying: list[int]) -> bool:
+    """Whether an operator is linear in its inputs at `varying` together, the others constant."""
+    if op in _SUMS or op == "Concat":
+        return True
+    if op in {"Mul", "MatMul", "Gemm"}:
+        return varying in ([0], [1])
+    if op == "Einsum":
+        return len(varying) == 1
+    return varying == [0]
+
+
+def _summands(step: Step, taken: int, given: int) -> int:
+    """Returns how many entries an average or a sum takes, at most."""
+    op = step.node.op_type
+    if op == "AveragePool":
+        kernel = next(a.ints for a in step.node.attribute if a.name == "kernel_shape")
+        return math.prod(kernel)
+    if op in {"GlobalAveragePool", "ReduceMean", "ReduceSum"}:
+        return taken // max(given, 1)
+    return taken
 
 
 def _constant(plan: Plan, name: str) -> Tensor | None:
@@ -161,8 +190,8 @@ def _weighted(
     bias: Tensor,
 ) -> Affine | str:
     """Products: one factor varies, and a summand, the third input, is the bias."""
-    has_bias = op != "Einsum" and 2 in constants
-    factors = {i: c for i, c in constants.items() if not (has_bias and i == 2)}  # noqa: PLR2004
+    summands = () if op == "Einsum" else (2,)
+    factors = {i: c for i, c in constants.items() if i not in summands}
     if len(shapes) != 1 or not factors:
         return "it multiplies values that both depend on the input"
     absolutes = {i: c.abs() for i, c in factors.items()}
@@ -190,10 +219,11 @@ def _fan_in(op: str, weight: Tensor) -> int:
 
 
 def _batch_normalization(
+    _: str,
     call: Function,
     constants: dict[int, Tensor],
     shapes: Sequence[tuple[int, ...]],
-    zeros: Sequence[Tensor],
+    bias: Tensor,
 ) -> Affine | str:
     scale, shift, mean, variance = (constants.get(i) for i in range(1, 5))
     if scale is None or shift is None or mean is None or variance is None:
@@ -206,8 +236,8 @@ def _batch_normalization(
         lambda x: call(x, fixed=plain),
         shapes,
         absolute=lambda x: call(x, fixed=positive),
-        bias=call(*zeros).detach(),
-        magnitude=call(*zeros, fixed=parts).detach(),
+        bias=bias,
+        magnitude=call(bias.new_zeros(shapes[0]), fixed=parts).detach(),
         terms=8,
     )
 

@@ -16,9 +16,8 @@ from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.lipschitz import merging
-from onnx_auditors.lipschitz.around import largest_amplification
 from onnx_auditors.lipschitz.bound import Norm
-from onnx_auditors.lipschitz.certify import certificates, obstacles
+from onnx_auditors.lipschitz.certify import BallNorm, certificates, local_bounds, obstacles
 from onnx_auditors.lipschitz.graph import Graph, graph_of
 from onnx_auditors.lipschitz.layer_bounds import layer_bounds
 from onnx_auditors.lipschitz.pieces import Piece, pieces
@@ -27,7 +26,7 @@ from onnx_auditors.network import Network
 _NAMES: dict[v1.Norm.ValueType, Norm] = {
     v1.NORM_L2: "l2", v1.NORM_LINF: "linf", v1.NORM_L1: "l1",
 }  # fmt: skip
-_CERTIFIED = (v1.NORM_L2, v1.NORM_LINF)
+_CERTIFIED: dict[v1.Norm.ValueType, BallNorm] = {v1.NORM_L2: "l2", v1.NORM_LINF: "linf"}
 """The norms with certificates of single probes."""
 _DELTA, _PROBES, _NO_PROBES = 1e-12, 64, -1
 _BLOCK, _LAYER_SHARDS = 8, 16
@@ -188,17 +187,15 @@ def _certify(
     rows: npt.NDArray[np.int64],
     progress: Progress,
 ) -> v1.LipschitzPartial:
-    network, inputs, name = graph(context), context.inputs(rows), _NAMES[norm]
+    network, inputs, name = graph(context), context.inputs(rows), _CERTIFIED[norm]
     answers = context.scores(inputs).argmax(1)
     given = context.labels(rows)
     labels = answers if given is None else given
     box = _box(context)
+    progress(0, 1)
     found = certificates(network, inputs, labels, name, box)
-    local = np.full((len(config.radii), len(rows)), np.inf)
-    if not obstacles(network):
-        for i, radius in enumerate(config.radii):
-            progress((1 + i) / (1 + len(config.radii)), 1)
-            local[i] = largest_amplification(network, inputs, labels, name, radius, box)
+    progress(1 / 2, 1)
+    local = local_bounds(network, inputs, labels, name, list(config.radii), box)
     progress(1, 1)
     partial = v1.LipschitzPartial()
     part = partial.certificates.add(norm=norm)
@@ -207,7 +204,7 @@ def _certify(
         part.probes.add(
             probe=row, label=int(labels[i]), clean_prediction=int(answers[i]),
             radius=found.radius[i] if right else 0.0, method=found.method[i] if right else "",
-            local=local[:, i], found=math.nan,
+            local=local[i], found=math.nan,
         )  # fmt: skip
     return partial
 

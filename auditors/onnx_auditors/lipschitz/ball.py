@@ -37,7 +37,9 @@ class Ball:
         """Largest absolute value of each entry, float64 [n, d]."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    def least(self, forms: Tensor, places: Tensor | None = None) -> Tensor:
+    def least(
+        self, forms: Tensor, places: Tensor | None = None, *, centered: bool = False
+    ) -> Tensor:
         """Returns lower bounds of linear forms on the balls.
 
         In L2 the dual bound: for every multiplier t >= 0 the least a.z + t/2 (|z|^2 - r^2) over the
@@ -46,6 +48,7 @@ class Ball:
         Args:
             forms: Float64 [n, k, d], or [n, k, w] at some places.
             places: Int64 [n, k, w], distinct in each row; the others' coefficients are 0.
+            centered: Whether to bound the forms of the difference from the probe.
 
         Returns:
             Float64 [n, k].
@@ -61,7 +64,7 @@ class Ball:
         room = at(self.reach + self.center.abs() + self.high - self.low)
         rounding = 8 * (size + 64) * UNIT64 * _dot(forms.abs(), room)
         below, above = at(self.low - self.center), at(self.high - self.center)
-        start = _dot(forms, at(self.center))
+        start = 0.0 if centered else _dot(forms, at(self.center))
         corner = torch.where(forms > 0, below, above)
         plain = _dot(forms, corner)
         if self.norm == "linf":

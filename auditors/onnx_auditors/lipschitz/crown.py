@@ -6,9 +6,9 @@ What the bounds hold for is every evaluation of the network in which each sum of
 error of at most gamma_n = n u / (1 - n u) times the sum of the terms' sizes, u = 2^-24, and each
 activation the error that `Activation.evaluation_error` states: so for float32, in any order of
 summation, and for exact arithmetic. The relaxation is made for the values as they are computed: a
-step that replaces W x + b costs gamma_n |a| (|W| |x| + |b|) in a linear form a, where |x| is bounded
-by the intervals found before. The float64 rounding of the bounds themselves is added in the same
-way, with the float64 unit and the number of all terms.
+step that replaces W x + b costs gamma_n |a| (|W| |x| + |b|) in a linear form a, where |x| is
+bounded by the intervals found before. The float64 rounding of the bounds themselves is added in
+the same way, with the float64 unit and the number of all terms.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Bounds:
         n = len(balls.center)
         for node in graph.nodes[:-1]:
             if node.rule is None:
-                self._put(*(t.reshape(n, *node.shape) for t in (balls.low, balls.high, balls.reach)))
+                self._put(
+                    *(t.reshape(n, *node.shape) for t in (balls.low, balls.high, balls.reach))
+                )
             elif isinstance(node.rule, Affine):
                 self._affine(node, node.rule)
                 if backward and node.index > 1:
@@ -128,7 +130,7 @@ class Bounds:
             return
         # The entries that matter come first in each row; what fills up the others does no harm.
         chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        for part in chosen.split(self._block(node.index, n), 1):
+        for part in torch.split(chosen, self._block(node.index, n), 1):
             count = part.shape[1]
             rows = low.new_zeros(n, 2 * count, node.size)
             rows[:, :count].scatter_(2, part[..., None], 1.0)
@@ -171,15 +173,15 @@ class Bounds:
             assert isinstance(rule, Affine)  # noqa: S101
             nonlocal total
             total = total + form.flatten(2) @ rule.bias.flatten()
-            total = total - self.share(node) * _sum(form.abs(), self.size[node.index])
+            total = total - self.share(node) * sum_of(form.abs(), self.size[node.index])
 
         def through(node: Node, form: Tensor) -> tuple[Tensor, ...]:
             nonlocal total
             up, down = form.clamp(min=0), form.clamp(max=0)
             if isinstance(node.rule, Activation):
                 lines = self._lines[node.index]
-                total = total + _sum(up, lines.lower_offset) + _sum(down, lines.upper_offset)
-                total = total - _sum(form.abs(), self._slack[node.index])
+                total = total + sum_of(up, lines.lower_offset) + sum_of(down, lines.upper_offset)
+                total = total - sum_of(form.abs(), self._slack[node.index])
                 slopes = lines.lower_slope[:, None], lines.upper_slope[:, None]
                 return (up * slopes[0] + down * slopes[1],)
             if isinstance(node.rule, MaxPool):
@@ -191,32 +193,58 @@ class Bounds:
         forms = walk(self.graph, start, rows, through, visit=visit)
         return total if forms is None else total + self._least(forms, chosen, start)
 
-    def _pooled(
-        self, node: Node, rule: MaxPool, up: Tensor, down: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Takes forms through max pooling: from below by the entry with the largest lower end.
+    def slack(self, node: Node) -> Tensor:
+        """Returns the error of one evaluation of an activation, and of bounding it, [n, *shape]."""
+        return self._slack[node.index]
 
-        From above by the same entry where no other can exceed it, else by a constant.
+    def _choice(self, node: Node, rule: MaxPool) -> tuple[Tensor, Tensor]:
+        """Returns each window's entry with the largest lower end, and whether no other exceeds it.
+
+        Int64 and bool [n, size].
         """
         parent = node.parents[0]
         below, above = self.low[parent].flatten(1), self.high[parent].flatten(1)
-        inside = below[:, rule.windows]
-        best = inside.argmax(2)
+        best = below[:, rule.windows].argmax(2)
         place = rule.windows.expand(len(below), -1, -1).gather(2, best[..., None])[..., 0]
         others = torch.where(
             rule.windows[None] == place[..., None], -torch.inf, above[:, rule.windows]
         )
-        sure = others.amax(2) <= below.gather(1, place)
-        top = above[:, rule.windows].amax(2)
+        return place, others.amax(2) <= below.gather(1, place)
+
+    def selected(self, node: Node, form: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes forms through those windows of max pooling whose largest entry is sure.
+
+        Args:
+            node: The max pooling.
+            form: Float64 [n, k, *shape].
+
+        Returns:
+            Forms of the parent, and which windows are not sure, bool [n, size].
+        """
+        assert isinstance(node.rule, MaxPool)  # noqa: S101 - the caller has looked
+        place, sure = self._choice(node, node.rule)
+        kept = torch.where(sure[:, None], form.flatten(2), 0)
+        return self._scattered(node, place, kept), ~sure
+
+    def _scattered(self, node: Node, place: Tensor, kept: Tensor) -> Tensor:
+        parent = self.graph.nodes[node.parents[0]]
+        part = kept.new_zeros(*kept.shape[:2], parent.size)
+        part.scatter_add_(2, place[:, None].expand_as(kept), kept)
+        return part.reshape(*kept.shape[:2], *parent.shape)
+
+    def _pooled(self, node: Node, rule: MaxPool, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes forms through max pooling: from below by the entry with the largest lower end.
+
+        From above by the same entry where no other can exceed it, else by a constant.
+        """
+        place, sure = self._choice(node, rule)
+        top = self.high[node.parents[0]].flatten(1)[:, rule.windows].amax(2)
         up, down = up.flatten(2), down.flatten(2)
         kept = up + torch.where(sure[:, None], down, 0)
-        constant = _sum(torch.where(sure[:, None], 0, down), top)
-        part = up.new_zeros(*up.shape[:2], below.shape[1])
-        part.scatter_add_(2, place[:, None].expand_as(kept), kept)
-        shape = self.graph.nodes[parent].shape
-        return part.unflatten(2, shape), constant
+        constant = sum_of(torch.where(sure[:, None], 0, down), top)
+        return self._scattered(node, place, kept), constant
 
 
-def _sum(form: Tensor, values: Tensor) -> Tensor:
-    """Sums [n, k, *shape] times [n, *shape] over the shape."""
+def sum_of(form: Tensor, values: Tensor) -> Tensor:
+    """Sums [n, k, *shape] times [n or 1, *shape] over the shape."""
     return (form.flatten(2) @ values.flatten(1)[..., None])[..., 0]

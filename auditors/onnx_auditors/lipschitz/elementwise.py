@@ -9,7 +9,6 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnx_auditors.lipschitz.activations import Activation, Function, bounded, piecewise, smooth
 from onnx_auditors.network.plan import Plan, Step
@@ -56,9 +55,7 @@ def _tanh(f: Function, _: dict[str, Any]) -> Activation:
 
 
 def _erf(f: Function, _: dict[str, Any]) -> Activation:
-    return smooth(
-        "Erf", f, lambda x: 2 / _ROOT_PI * torch.exp(-x * x), [0.0], (0.0, _ERF), 0.968
-    )
+    return smooth("Erf", f, lambda x: 2 / _ROOT_PI * torch.exp(-x * x), [0.0], (0.0, _ERF), 0.968)
 
 
 def _softplus(f: Function, _: dict[str, Any]) -> Activation:
@@ -93,9 +90,7 @@ def _selu(f: Function, attributes: dict[str, Any]) -> Activation:
     return _exponential("Selu", f, attributes.get("alpha", _SELU_ALPHA) * gamma, gamma, 1.0)
 
 
-def _exponential(
-    name: str, f: Function, below: float, above: float, scale: float
-) -> Activation:
+def _exponential(name: str, f: Function, below: float, above: float, scale: float) -> Activation:
     """Derivative below * exp(x / scale) for x < 0, and above for x > 0."""
     bounds = (min(0.0, below, above), max(0.0, below, above))
     if below < 0 or above < 0 or scale <= 0 or below != above:
@@ -137,19 +132,24 @@ def activation(step: Step, plan: Plan) -> Activation | None:
     if op == "Clip":
         return _clip(step, plan)
     if op == "PRelu":
-        slope = plan.values[step.inputs[1]].constant
-        if slope is None or plan.values[step.inputs[0]].constant is not None:
-            return None
-        shape = plan.shape(step.inputs[0])
-        if torch.broadcast_shapes(shape, slope.shape) != shape:
-            return None
-        return piecewise(op, lambda x: torch.where(x < 0, slope * x, x), [0.0], [slope, 1.0])
+        return _parametric(step, plan)
     if op not in _SIMPLE or len([name for name in step.inputs if name]) != 1:
         return None
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in step.node.attribute}
     if op == "Swish" and attributes.get("alpha", 1.0) <= 0:
         return None
     return _SIMPLE[op](step.function, attributes)
+
+
+def _parametric(step: Step, plan: Plan) -> Activation | None:
+    slope = plan.values[step.inputs[1]].constant
+    if slope is None or plan.values[step.inputs[0]].constant is not None:
+        return None
+    shape = plan.shape(step.inputs[0])
+    full = slope.reshape((1,) * (len(shape) - slope.dim()) + tuple(slope.shape))
+    if any(s not in {1, n} for s, n in zip(full.shape, shape, strict=True)):
+        return None
+    return piecewise("PRelu", lambda x: torch.where(x < 0, full * x, x), [0.0], [full, 1.0])
 
 
 def _clip(step: Step, plan: Plan) -> Activation | None:

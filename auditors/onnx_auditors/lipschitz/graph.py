@@ -17,7 +17,7 @@ from torch import Tensor
 from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine, affine, of_step
 from onnx_auditors.lipschitz.elementwise import activation
-from onnx_auditors.lipschitz.joint import MaxPool, Opaque, joint
+from onnx_auditors.lipschitz.joint import NORMS, MaxPool, Opaque, joint
 from onnx_auditors.network import Network, load
 from onnx_auditors.network.layers import Layer
 from onnx_auditors.network.lowering import needed
@@ -81,6 +81,13 @@ class Graph:
         """Number of logits."""
         return self.nodes[-1].size
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        rule = self.nodes[-1].rule
+        assert isinstance(rule, Affine)  # noqa: S101 - the graph ends so
+        return rule.bias.device
+
     @cached_property
     def users(self) -> list[list[int]]:
         """Indices of the nodes that read each node."""
@@ -121,9 +128,9 @@ class Graph:
             part = flat.new_zeros(*flat.shape[:2], self.nodes[bent.parents[0]].size)
             for tap in bent.rule.windows.T:
                 part.index_add_(2, tap, flat)
-            return (part.unflatten(2, self.nodes[bent.parents[0]].shape),)
+            return (part.reshape(*flat.shape[:2], *self.nodes[bent.parents[0]].shape),)
 
-        for part in rows.split(_BLOCK):
+        for part in torch.split(rows, _BLOCK):
             forms = walk(self, index, part.reshape(1, -1, *node.shape), through, absolute=True)
             if forms is None:
                 return None
@@ -187,7 +194,7 @@ def walk(
             pull = node.rule.absolute_adjoint if absolute else node.rule.adjoint
             assert pull is not None  # noqa: S101 - the caller has looked
             parts = pull(form.flatten(0, 1))
-            parts = tuple(p.unflatten(0, (n, k)) for p in parts)
+            parts = tuple(p.reshape(n, k, *p.shape[1:]) for p in parts)
         else:
             parts = through(node, form)
         for parent, part in zip(node.parents, parts, strict=False):
@@ -238,6 +245,10 @@ def _input_shape(network: Network, first: Layer) -> tuple[int, ...]:
     return tuple(network.input.shape)
 
 
+def _unknown(*_: Tensor) -> Tensor:
+    raise NotImplementedError("this value has no Lipschitz constant and is not evaluated")
+
+
 class _Builder:
     """Makes the graph node by node."""
 
@@ -259,7 +270,9 @@ class _Builder:
         self.nodes.append(node)
         self._places[name] = node.index
 
-    def start(self, probe: tuple[int, ...], sample: tuple[int, ...], to_input: ToInput | None) -> None:
+    def start(
+        self, probe: tuple[int, ...], sample: tuple[int, ...], to_input: ToInput | None
+    ) -> None:
         """Puts the probe and the map to the model's input."""
         name, shape = self.network.input.name, (1, *sample[1:])
         self.put("probe", "Input", (), probe, None)
@@ -274,9 +287,7 @@ class _Builder:
         if bool((column_sums < 0).any()):
             raise ValueError("the map from probe space to the model's input has negative entries")
         magnitude = 2 * bias.abs()  # its rounding counts twice: it is added, then subtracted
-        rule = affine(
-            linear, [probe], absolute=linear, bias=bias, magnitude=magnitude, terms=6
-        )
+        rule = affine(linear, [probe], absolute=linear, bias=bias, magnitude=magnitude, terms=6)
         self.put(INPUT_MAP, "InputMap", (0,), shape, rule)
         self._places[name] = 1
 
@@ -287,21 +298,26 @@ class _Builder:
         for i, name in enumerate(step.outputs):
             if not name:
                 continue
-            layer = self._by_output.get(name)
-            rule: Affine | Activation | MaxPool | Opaque | str | None
-            rule = activation(step, self.plan)
-            if rule is None:
-                rule = joint(step, self.plan, layer)
-            if rule is None:
-                rule = of_step(step, self.plan, i)
+            rule = self._rule(step, i)
             shape = self.plan.shape(name)
-            if isinstance(rule, str):
-                label = f"{step.node.op_type} '{step.node.name or name}'"
-                self.problems.append(f"{label}: {rule}")
-                rule = Opaque(lambda *_, s=shape: torch.zeros(1, *s), {})
-            if layer is not None:
-                self.layers[len(self.nodes)] = layer
+            if isinstance(rule, Opaque) and all(map(math.isinf, rule.constants.values())):
+                label = f"{name} ({step.node.op_type})"
+                self.problems.append(f"{label}: {rule.reason}")
             self.put(name, step.node.op_type, parents, shape, rule, step.node.name)
+
+    def _rule(self, step: Step, output: int) -> Affine | Activation | MaxPool | Opaque:
+        bent = activation(step, self.plan)
+        if bent is not None:
+            return bent
+        layer = self._by_output.get(step.outputs[output])
+        if layer is not None:
+            self.layers[len(self.nodes)] = layer
+            if not layer.linear:
+                return joint(step, self.plan, layer)
+        straight = of_step(step, self.plan, output, self.network.device)
+        if not isinstance(straight, str):
+            return straight
+        return Opaque(_unknown, dict.fromkeys(NORMS, math.inf), straight)
 
     def finish(self, network: Network) -> None:
         """Puts the logits, one row of scores."""

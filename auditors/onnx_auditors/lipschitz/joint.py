@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnx_auditors.lipschitz.bound import Norm
+from onnx_auditors.lipschitz.constants import constant
 from onnx_auditors.network.layers import Layer
 from onnx_auditors.network.plan import Plan, Step
+
+NORMS: tuple[Norm, ...] = ("l1", "l2", "linf")
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Opaque:
 
     Attributes:
         function: Tensors [n, *shape of parent] to [n, *shape], float64.
-        constants: Lipschitz constant by norm; a norm that is missing has none.
+        constants: Lipschitz constant of all parents together by norm; infinite where there is none.
+        reason: Where the constants come from, or why there are none.
     """
 
     function: Callable[..., Tensor]
-    constants: dict[str, float]
+    constants: dict[Norm, float]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -34,35 +40,50 @@ class MaxPool:
     Attributes:
         function: Float64, [n, *shape of parent] to [n, *shape].
         constants: Lipschitz constant by norm.
+        reason: Where the constants come from.
         windows: For each entry of the result the flat indices of its window, int64 [size, k]; an
             index is repeated where a window hangs over the edge.
     """
 
     function: Callable[..., Tensor]
-    constants: dict[str, float]
+    constants: dict[Norm, float]
+    reason: str
     windows: Tensor
 
 
-def joint(step: Step, plan: Plan, layer: Layer | None) -> Opaque | MaxPool | None:
-    """Returns the function of a step that mixes entries and has a constant; None if it has none."""
-    del layer
-    if step.node.op_type == "MaxPool" and not step.several:
-        shape = plan.shape(step.inputs[0])
-        windows = _windows(step, shape, plan.shape(step.outputs[0]))
-        if windows is None:
-            return None
-        often = windows.sort(1).values
-        fresh = torch.ones_like(often, dtype=torch.bool)
-        fresh[:, 1:] = often[:, 1:] != often[:, :-1]
-        overlap = float(torch.bincount(often[fresh], minlength=math.prod(shape)).max())
-        # d_out of a window is at most its largest d_in: each entry counts once per window.
-        constants = {"l2": math.sqrt(overlap) * (1 + 1e-15), "linf": 1.0, "l1": overlap}
-        return MaxPool(torch.func.vmap(step.function), constants, windows)
-    return None
+def joint(step: Step, plan: Plan, layer: Layer) -> Opaque | MaxPool:
+    """Returns the function of a step that mixes entries, or of whose slope nothing is known."""
+    found = {norm: constant(layer, norm) for norm in NORMS}
+    constants = {norm: c.value for norm, c in found.items()}
+    reason = found["l2"].reason
+    function = _one_by_one(step, plan)
+    if step.node.op_type == "MaxPool" and math.isfinite(constants["l2"]):
+        windows = _windows(step, plan.shape(step.inputs[0]), plan.shape(step.outputs[0]))
+        if windows is not None:
+            return MaxPool(function, constants, reason, windows)
+    return Opaque(function, constants, reason)
+
+
+def _one_by_one(step: Step, plan: Plan) -> Callable[..., Tensor]:
+    """Returns a step's function of a batch of values, each of which has the file's batch of 1."""
+    fixed = [plan.values[name].constant if name else None for name in step.inputs]
+    varying = [
+        i for i, name in enumerate(step.inputs) if name and plan.values[name].constant is None
+    ]
+
+    def call(*values: Tensor) -> Tensor:
+        given: list[Tensor | None] = list(fixed)
+        for i, value in zip(varying, values, strict=True):
+            given[i] = value
+        result = step.function(*given)
+        first: Tensor = result[0] if step.several else result
+        return first
+
+    return lambda *batches: torch.stack([call(*values) for values in zip(*batches, strict=True)])
 
 
 def _windows(step: Step, shape: tuple[int, ...], out: tuple[int, ...]) -> Tensor | None:
-    """Returns the windows of a pooling as a table; None where they are not as ONNX's attributes say."""
+    """Returns the windows of a pooling as a table; None where the attributes do not give them."""
     attributes = {a.name: a for a in step.node.attribute}
     axes = len(shape) - 2
 

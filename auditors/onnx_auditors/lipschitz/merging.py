@@ -15,7 +15,7 @@ from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.distortion.groups import curve
 from onnx_auditors.estimates import mean, quantile
 from onnx_auditors.lipschitz.bound import Norm
-from onnx_auditors.lipschitz.composition import Composed, compose
+from onnx_auditors.lipschitz.composition import Composed, compose_bounds
 from onnx_auditors.lipschitz.graph import Graph
 from onnx_auditors.lipschitz.section import (
     dominant,
@@ -59,7 +59,7 @@ def section(
     result.dominant.extend(dominant(result.layers))
     wide = probes.to(torch.float64)
     for name, norm in norms.items():
-        composed = compose(
+        composed = compose_bounds(
             graph, result.layers, name, delta=config.failure_probability / 2, entropy=entropy
         )
         seen = largest_seen(graph, wide, name)
