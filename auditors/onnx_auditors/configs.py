@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from google.protobuf.message import Message
@@ -19,6 +21,10 @@ MOST_HIDDEN = 64
 """Hidden values at most."""
 NORMS = (v1.NORM_L2, v1.NORM_LINF, v1.NORM_L1, v1.NORM_L0)
 """The norms that `distortion` offers."""
+LIPSCHITZ_NORMS = (v1.NORM_L2, v1.NORM_LINF, v1.NORM_L1)
+"""The norms that `lipschitz` offers."""
+MOST_RADII, LARGEST_FAILURE = 16, 1e-6
+"""Radii of balls, and the chance that a probabilistic bound may fail."""
 METHODS = (v1.SEARCH_METHOD_PROJECTED, v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
 """The methods of search that `distortion` offers."""
 L2_METHODS = (v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
@@ -42,6 +48,8 @@ def check(config: Message) -> None:
     """
     if isinstance(config, v1.DistortionConfig):
         _check_distortion(config)
+    if isinstance(config, v1.LipschitzConfig):
+        _check_lipschitz(config)
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:
@@ -67,6 +75,29 @@ def _check_distortion(config: v1.DistortionConfig) -> None:
     _check_methods(config)
     _check_targets(config)
     _check_hidden(config)
+
+
+def _check_lipschitz(config: v1.LipschitzConfig) -> None:
+    _check_list(v1.Norm, config.norms, LIPSCHITZ_NORMS, "norms", "norm")
+    if config.max_probes < -1:
+        raise InvalidConfig(
+            f"{config.max_probes} probes; -1 certifies none, and 0 stands for the default",
+            field="max_probes",
+        )
+    radii = list(config.radii)
+    rising = all(a < b for a, b in pairwise(radii))
+    if len(radii) > MOST_RADII or not rising or not all(0 < r < math.inf for r in radii):
+        raise InvalidConfig(
+            f"expected at most {MOST_RADII} radii above 0 in rising order, found "
+            f"{', '.join(f'{r:g}' for r in radii[:MOST_RADII])}",
+            field="radii",
+        )
+    if not 0 <= config.failure_probability <= LARGEST_FAILURE:
+        raise InvalidConfig(
+            f"{config.failure_probability:g} is not between 0 and {LARGEST_FAILURE:g}; 0 stands "
+            "for the default",
+            field="failure_probability",
+        )
 
 
 _RANGES = (

@@ -124,21 +124,3 @@ def rounded(
         mean_ratio=mean(distance[found] / table.distance[found], "1", seed),
         training_set=training_set,
     )
-
-
-def certified(table: Table, seed: int) -> v1.CertifiedDistortion | None:
-    """Returns found distances beside what is proved; None where nothing is."""
-    chosen = table.certified & table.searched
-    if not chosen.any():
-        return None
-    lower, optimum, distance = table.certified_lower, table.optimum, table.distance
-    bounded = chosen & table.confirmed & (lower > 0)
-    known = chosen & ~np.isnan(optimum)
-    compared = known & table.confirmed & (optimum > 0)
-    return v1.CertifiedDistortion(
-        certified=int((chosen & (lower > 0)).sum()),
-        found_over_lower=mean(distance[bounded] / lower[bounded], "1", seed),
-        exact=int(known.sum()),
-        found_over_optimum=mean(distance[compared] / optimum[compared], "1", seed),
-        none_exists=int((chosen & np.isinf(lower)).sum()),
-    )

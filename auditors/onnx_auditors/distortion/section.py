@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from onnx_audit import v1
+from onnx_auditors import sandwich
 from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.distortion import artefacts, groups, inside, noisy
@@ -20,7 +19,6 @@ UNITS = {v1.NORM_L0: "L0", v1.NORM_L1: "L1", v1.NORM_L2: "L2", v1.NORM_LINF: "Li
 """The units of distances."""
 _MOST_FRAGILE = 20
 _LISTED_PROBES = 4096
-_BOOTSTRAP_SEED = 3
 
 
 def merge(
@@ -143,7 +141,7 @@ def _norm(
 ) -> v1.NormDistortion:
     confirmed, searched, unit = table.confirmed, table.searched, UNITS[norm]
     part = table.takes_part
-    bootstrap = int(np.random.SeedSequence([seed, _BOOTSTRAP_SEED, norm]).generate_state(1)[0])
+    bootstrap = sandwich.bootstrap_seed(seed, norm)
     return v1.NormDistortion(
         norm=norm,
         mean=mean(table.distance[confirmed], unit, bootstrap),
@@ -169,7 +167,7 @@ def _norm(
         black_box_runs=sum(row.black_box_runs for row in table.rows),
         found_by_black_box=sum(row.found_by == v1.EXAMPLE_SOURCE_BLACK_BOX for row in table.rows),
         rounded=groups.rounded(table, unit, bootstrap, _saved(files.rounded_training_set(), save)),
-        certified=groups.certified(table, bootstrap),
+        certified=sandwich.certified(table.rows, bootstrap),
     )
 
 

@@ -17,8 +17,8 @@ from onnx_auditors.distortion.attempts import Anchors
 from onnx_auditors.distortion.batch import Batch, Indices, look
 from onnx_auditors.distortion.searching import Found, search
 from onnx_auditors.distortion.section import UNITS
-from onnx_auditors.distortion.table import SEARCHED
 from onnx_auditors.estimates import quantile
+from onnx_auditors.sandwich import SEARCHED
 
 Bools = npt.NDArray[np.bool_]
 Partial = v1.DistortionPartial

@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_audit import v1
+from onnx_auditors.sandwich import SEARCHED
 
 Part = v1.DistortionPartial.NormPartial
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
-
-SEARCHED = (v1.PROBE_OUTCOME_CONFIRMED, v1.PROBE_OUTCOME_UNCONFIRMED, v1.PROBE_OUTCOME_NOT_FOUND)
-"""Outcomes of probes that are answered rightly and were searched."""
 
 
 @dataclass(frozen=True)

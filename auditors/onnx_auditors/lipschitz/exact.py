@@ -81,6 +81,10 @@ def _bounds(operator: LinearOperator, *, columns: bool) -> tuple[Tensor, float]:
     sums = torch.ones(1, *shape, dtype=torch.float64, device=operator.device)
     terms = 0
     for part in reversed(parts) if columns else parts:
+        if part.absolute is not None:
+            sums = part.absolute[int(columns)](sums)
+            terms += 4 * (math.prod(part.input_shape) + math.prod(part.output_shape))
+            continue
         if part.spec is None:
             lines = math.prod(operator.input_shape if columns else operator.output_shape)
             return torch.full((lines,), math.inf, dtype=torch.float64, device=sums.device), 0.0

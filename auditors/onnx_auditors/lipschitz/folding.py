@@ -103,7 +103,8 @@ def _scaled_inputs(diagonal: OperatorSpec, layer: OperatorSpec) -> OperatorSpec 
 
 def _per_channel(diagonal: OperatorSpec, axis: int) -> Tensor | None:
     """One factor per position of an axis, where the diagonal is constant along all others."""
-    full = diagonal.w.expand(diagonal.input_shape).movedim(axis, 0).flatten(1)
+    moved = diagonal.w.expand(diagonal.input_shape).movedim(axis, 0)
+    full = moved.reshape(len(moved), -1)
     same = bool((full == full[:, :1]).all())
     return full[:, 0] if same else None
 

@@ -32,6 +32,8 @@ class LinearOperator:
         error: Bound on ||computed - exact||_2 / ||x||_2 of `forward` and of `adjoint`, in the
             units of the map itself.
         rounding: The same relative to ||A||_2; both add up.
+        absolute: Applies a map whose entries are at least |A|'s, and its adjoint; None where none
+            is known, or `spec` has it.
         device: Where its tensors live.
     """
 
@@ -43,6 +45,7 @@ class LinearOperator:
     parts: tuple[LinearOperator, ...] = ()
     error: float = 0.0
     rounding: float = 0.0
+    absolute: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # immutable
 
 

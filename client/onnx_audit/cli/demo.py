@@ -53,6 +53,7 @@ def demo(*, out: Path, seed: int, connection: Connection) -> None:
         audit = client.audit(
             client.upload_model(model.path, progress=view.upload),
             client.upload_probes(probes_path, progress=view.upload),
+            auditors=("distortion", "lipschitz"),
             input_spec=spec,
             seed=seed,
         )
@@ -60,7 +61,7 @@ def demo(*, out: Path, seed: int, connection: Connection) -> None:
         report = client.report(audit)
         written = write_report(client, report, out)
     click.echo()
-    for line in findings(report.distortion):
+    for line in (*findings(report.distortion), *certified(report.lipschitz)):
         click.echo(line)
     click.echo()
     for path in written:
@@ -91,3 +92,18 @@ def findings(section: v1.DistortionSection) -> list[str]:
                 "0 and 1 makes it read another digit."
             )
     return lines
+
+
+def certified(section: v1.LipschitzSection) -> list[str]:
+    """What a lipschitz section proves, in sentences."""
+    return [
+        f"Certified {norm_name(row.norm)} radius: {estimate_text(row.mean)} on average. Up to a "
+        "probe's own radius no change at all makes the network read another digit"
+        + (
+            f"; what was found lies {number(row.sandwich.value)} times as far (median)."
+            if row.sandwich.count
+            else "."
+        )
+        for row in section.certificates
+        if row.norm == v1.NORM_L2
+    ]

@@ -49,7 +49,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
-    """Writes report.json and, beside it, the examples and the training sets of each norm."""
+    """Writes report.json and, beside it, what its sections refer to."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
     path.write_text(to_json(as_dict(report)) + "\n", encoding="utf-8")
@@ -64,6 +64,9 @@ def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
             if blob.sha256:
                 target = folder / f"{name}{ending}.safetensors"
                 written.append(client.download(blob, target))
+    if report.lipschitz.artefact.sha256:
+        target = folder / "lipschitz.safetensors"
+        written.append(client.download(report.lipschitz.artefact, target))
     return written
 
 

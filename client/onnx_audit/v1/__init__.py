@@ -118,6 +118,7 @@ _MODULES = {
     "LipschitzLayer": "lipschitz_pb2",
     "LipschitzLayerKind": "lipschitz_pb2",
     "LipschitzNetwork": "lipschitz_pb2",
+    "LipschitzPartial": "lipschitz_pb2",
     "LipschitzSection": "lipschitz_pb2",
     "ListAuditsRequest": "audit_pb2",
     "ListAuditsResponse": "audit_pb2",

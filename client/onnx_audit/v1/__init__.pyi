@@ -139,6 +139,7 @@ from onnx_audit.v1.lipschitz_pb2 import LipschitzConfig as LipschitzConfig
 from onnx_audit.v1.lipschitz_pb2 import LipschitzLayer as LipschitzLayer
 from onnx_audit.v1.lipschitz_pb2 import LipschitzLayerKind as LipschitzLayerKind
 from onnx_audit.v1.lipschitz_pb2 import LipschitzNetwork as LipschitzNetwork
+from onnx_audit.v1.lipschitz_pb2 import LipschitzPartial as LipschitzPartial
 from onnx_audit.v1.lipschitz_pb2 import LipschitzSection as LipschitzSection
 from onnx_audit.v1.lipschitz_pb2 import PROOF_KIND_DETERMINISTIC as PROOF_KIND_DETERMINISTIC
 from onnx_audit.v1.lipschitz_pb2 import PROOF_KIND_PROBABILISTIC as PROOF_KIND_PROBABILISTIC

@@ -481,3 +481,121 @@ class LipschitzSection(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LipschitzSection: _TypeAlias = LipschitzSection  # noqa: Y015
+
+@_typing.final
+class LipschitzPartial(_message.Message):
+    """What one shard of `lipschitz` hands to the merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LayerPart(_message.Message):
+        """A layer with its witnesses."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        LAYER_FIELD_NUMBER: _builtins.int
+        WITNESSES_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        """Index of the layer."""
+        @_builtins.property
+        def layer(self) -> Global___LipschitzLayer:
+            """Its bounds; share and shard are left out."""
+
+        @_builtins.property
+        def witnesses(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzPartial.Witness]:
+            """Inputs that show the lower bounds of a linear layer."""
+
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            layer: Global___LipschitzLayer | None = ...,
+            witnesses: _abc.Iterable[Global___LipschitzPartial.Witness] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "layer", b"layer", "witnesses", b"witnesses"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Witness(_message.Message):
+        """An input of a layer."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NORM_FIELD_NUMBER: _builtins.int
+        SHAPE_FIELD_NUMBER: _builtins.int
+        ENTRIES_FIELD_NUMBER: _builtins.int
+        norm: _estimate_pb2.Norm.ValueType
+        """The norm whose lower bound it shows."""
+        entries: _builtins.bytes
+        """Its entries, float64 little-endian, row-major."""
+        @_builtins.property
+        def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """Its shape."""
+
+        def __init__(
+            self,
+            *,
+            norm: _estimate_pb2.Norm.ValueType = ...,
+            shape: _abc.Iterable[_builtins.int] | None = ...,
+            entries: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "norm", b"norm", "shape", b"shape"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class CertificatePart(_message.Message):
+        """Certificates in one norm."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NORM_FIELD_NUMBER: _builtins.int
+        PROBES_FIELD_NUMBER: _builtins.int
+        norm: _estimate_pb2.Norm.ValueType
+        """The norm."""
+        @_builtins.property
+        def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeCertificate]:
+            """Per probe."""
+
+        def __init__(
+            self,
+            *,
+            norm: _estimate_pb2.Norm.ValueType = ...,
+            probes: _abc.Iterable[Global___ProbeCertificate] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["norm", b"norm", "probes", b"probes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzPartial.LayerPart]:
+        """Some of the layers."""
+
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzPartial.CertificatePart]:
+        """Certificates of some probes."""
+
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LipschitzPartial.LayerPart] | None = ...,
+        certificates: _abc.Iterable[Global___LipschitzPartial.CertificatePart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LipschitzPartial: _TypeAlias = LipschitzPartial  # noqa: Y015

@@ -30,6 +30,7 @@ from onnx_audit_server.reports import assemble
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records, now, now_us, state_changed
+from onnx_auditors.errors import AuditError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,12 +131,8 @@ class Worker:
             plan_blob = self._wait(self._enqueue(Task(audit, "plan"))).blob
             plans: str = DBOS.run_step({"name": "announce"}, self._announce, audit, plan_blob)
             sections, seconds = self._compute(audit, json.loads(plans))
-            DBOS.run_step(
-                {"name": "report"},
-                self._report,
-                audit,
-                json.dumps({"plan": plan_blob, "sections": sections, "seconds": seconds}),
-            )
+            parts = {"plan": plan_blob, "sections": sections, "seconds": seconds}
+            self._publish(audit, json.dumps(parts))
         except AuditEndedEarly as ended:
             self._end_step(audit, ended.status)
         except Exception:
@@ -174,6 +171,11 @@ class Worker:
             raise AuditEndedEarly(outcome.status)
         return outcome
 
+    def _publish(self, audit: str, parts: str) -> None:
+        contradiction: str = DBOS.run_step({"name": "report"}, self._report, audit, parts)
+        if contradiction:
+            raise AuditEndedEarly(status_pb2.Status.FromString(bytes.fromhex(contradiction)))
+
     # Steps: each may run again after a crash, so each changes nothing the second time.
 
     def _begin(self, identifier: str) -> bool:
@@ -209,7 +211,8 @@ class Worker:
         ready = v1.AuditEvent.SectionReady(auditor=auditor)
         self._records.append_events(identifier, [v1.AuditEvent(section_ready=ready)])
 
-    def _report(self, identifier: str, text: str) -> None:
+    def _report(self, identifier: str, text: str) -> str:
+        """Publishes the report; returns a status in hexadecimal if its sections do not agree."""
         parts = json.loads(text)
         audit = self._records.get_audit(identifier)
         assert audit is not None  # noqa: S101 - audits are never removed
@@ -232,14 +235,19 @@ class Worker:
                 duration=duration,
                 shard_seconds=times,
             )
-        report = assemble.report(
-            audit,
-            model.summary,
-            probes.summary,
-            v1.AuditPlan.FromString(self._blobs.get(parts["plan"])),
-            [v1.SectionResult.FromString(self._blobs.get(blob)) for blob in parts["sections"]],
-            execution,
-        )
+        try:
+            report = assemble.report(
+                audit,
+                model.summary,
+                probes.summary,
+                v1.AuditPlan.FromString(self._blobs.get(parts["plan"])),
+                [v1.SectionResult.FromString(self._blobs.get(blob)) for blob in parts["sections"]],
+                execution,
+            )
+        except AuditError as error:
+            failed = ServiceError(error.reason, str(error), metadata=error.metadata)
+            contradiction: str = failed.status.SerializeToString().hex()
+            return contradiction
         blob = self._blobs.put(assemble.to_json(report), "application/json")
         self._records.set_report(identifier, blob.sha256)
 
@@ -255,6 +263,7 @@ class Worker:
             return [state_changed(audit)]
 
         self._count_end(self._records.update_audit(identifier, change))
+        return ""
 
     def _end_step(self, audit: str, status: status_pb2.Status) -> None:
         DBOS.run_step({"name": "end"}, self._end, audit, status.SerializeToString().hex())

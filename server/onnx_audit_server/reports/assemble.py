@@ -19,7 +19,14 @@ def report(
     sections: Sequence[v1.SectionResult],
     execution: v1.Execution,
 ) -> v1.Report:
-    """Joins everything that is known of a finished audit."""
+    """Joins everything that is known of a finished audit.
+
+    Raises:
+        AuditError: Two sections contradict each other.
+    """
+    # Statistics take long to import, and a server that serves needs none.
+    from onnx_auditors import sandwich  # noqa: PLC0415
+
     result = v1.Report(
         execution=execution,
         provenance=plan.provenance,
@@ -35,6 +42,8 @@ def report(
         assert name is not None  # noqa: S101 - merges always fill it
         getattr(result, name).CopyFrom(getattr(section, name))
         result.warnings.extend(section.warnings)
+    if result.HasField("distortion") and result.HasField("lipschitz"):
+        sandwich.join(result)
     result.digest = digest(result)
     return result
 

@@ -1,0 +1,313 @@
+"""Certified radii: how far from each probe no point of the box is answered differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from onnx_auditors.lipschitz.activations import UNIT32, Activation
+from onnx_auditors.lipschitz.affine import Affine
+from onnx_auditors.lipschitz.ball import ball
+from onnx_auditors.lipschitz.composition import global_radii, pairs_of
+from onnx_auditors.lipschitz.crown import Bounds
+from onnx_auditors.lipschitz.graph import Graph, ToInput, graph_of
+from onnx_auditors.lipschitz.joint import MaxPool
+from onnx_auditors.lipschitz.local import amplifications, anchored_margins, margin_rows
+from onnx_auditors.network import Network
+
+BallNorm = Literal["l2", "linf"]
+NORMS: tuple[BallNorm, ...] = ("l2", "linf")
+EVALUATIONS = 14
+"""Radii tried for each probe, at most."""
+PRECISION = 0.004
+"""Relative width of the interval in which the search for the radius ends."""
+_MEMORY = 1 << 24
+"""Entries of the largest block of linear forms of one probe times the number of probes."""
+_HALF = 0.5
+_DELTA, _ENTROPY = 1e-12, 0
+_EVALUATION = 1e-4
+"""Share of the largest logit that a float32 evaluation is taken to err by at most."""
+_TIES = 64 * UNIT32
+"""Relative margin by which logits have to differ where the file squashes them in float32."""
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Radii and where they come from.
+
+    Attributes:
+        radius: Float64 [n]; 0 where the probe is misclassified or nothing could be proved.
+        method: "crown" or "anchored" where that alone proves it, "together" where it takes both,
+            "global" for the global bound; "" where the radius is 0.
+    """
+
+    radius: Doubles
+    method: list[str]
+
+
+def certified_radii(
+    network: Network,
+    inputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    norm: BallNorm = "l2",
+    box: tuple[float | Doubles, float | Doubles] = (0.0, 1.0),
+    *,
+    to_input: ToInput | None = None,
+) -> Doubles:
+    """Returns radii in which no point of the box is answered otherwise than by the label.
+
+    Certified is the file as a float32 evaluation computes it: for every float32 point p of the box
+    with ||p - probe|| < radius the label has the strictly largest logit (and score), whatever the
+    order in which sums are added up, for the error model of `crown`. That holds for kernels that
+    form each sum from its products, and not for half precision, TF32 or Winograd convolutions.
+    Where only the global bound applies (normalising layers, softmax inside), its radius is that of
+    exact arithmetic with margins lowered by 1e-4 of the largest logit for float32, which is far
+    above what is seen and no proof.
+
+    For each other class the margin's bound is the better one of backward relaxation and of secants
+    through the probe; the slopes of the latter lie within those of a Lipschitz bound in the ball,
+    so that such a bound never gives a larger radius.
+
+    Args:
+        network: The network.
+        inputs: Probes in probe space, [n, *probe shape].
+        labels: Classes, [n].
+        norm: "l2" or "linf".
+        box: Ends of the box, broadcasting to a probe.
+        to_input: The affine map from probes to the model's input; see `graph_of`.
+
+    Returns:
+        Float64 [n]; 0 where the probe is misclassified or nothing can be proved.
+
+    Raises:
+        ValueError: An unknown norm, or a probe outside the box.
+    """
+    _check_norm(norm)
+    graph = graph_of(network, inputs.shape[1:], to_input)
+    pairs = None
+    if obstacles(graph) and not refusals(graph):
+        pairs = pairs_of(graph, norm, delta=_DELTA, entropy=_ENTROPY)
+    return certificates(graph, inputs, labels, norm, box, pairs).radius
+
+
+def refusals(graph: Graph) -> list[str]:
+    """Returns why not even a global bound certifies anything; empty if one does."""
+    found = list(graph.problems)
+    if graph.half_precision:
+        found.append("the model computes in half precision, whose errors are not bounded")
+    return found
+
+
+def obstacles(graph: Graph) -> list[str]:
+    """Returns why a graph has no bounds in balls; empty if it has."""
+    found = refusals(graph)
+    for node in graph.nodes[1:]:
+        label = f"{node.op} '{node.label}'"
+        if isinstance(node.rule, Affine):
+            if node.rule.absolute is None:
+                found.append(f"{label}: the signs of its coefficients are not known")
+        elif not isinstance(node.rule, Activation | MaxPool):
+            found.append(f"{label}: no relaxation of it is known")
+    return list(dict.fromkeys(found))
+
+
+def certificates(
+    graph: Graph,
+    inputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    norm: BallNorm = "l2",
+    box: tuple[float | Doubles, float | Doubles] = (0.0, 1.0),
+    pairs: Tensor | None = None,
+) -> Certificates:
+    """Returns certified radii of probes; see `certified_radii`.
+
+    Args:
+        graph: The graph.
+        inputs: Probes in probe space, [n, *probe shape].
+        labels: Classes, [n].
+        norm: "l2" or "linf".
+        box: Ends of the box, broadcasting to a probe.
+        pairs: Global bounds of the margins of pairs of classes, float64 [classes, classes].
+
+    Raises:
+        ValueError: An unknown norm, or a probe outside the box.
+    """
+    _check_norm(norm)
+    count = len(inputs)
+    radius, methods = np.zeros(count), [""] * count
+    if refusals(graph) or not count:
+        return Certificates(radius, methods)
+    device = graph.device
+    x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=device)
+    ends = tuple(torch.as_tensor(e, dtype=torch.float64, device=device) for e in box)
+    if bool(((x < ends[0]) | (x > ends[1])).any()):
+        raise ValueError("inputs: a probe lies outside the box")
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=device)
+    if not obstacles(graph):
+        _in_balls(graph, (x, y), norm, (ends[0], ends[1]), (radius, methods))
+    if pairs is not None:
+        _globally(graph, (x, y), pairs, (radius, methods))
+    return Certificates(radius, methods)
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm: found {norm!r}, allowed are {', '.join(NORMS)}")
+
+
+def _globally(
+    graph: Graph, probes: tuple[Tensor, Tensor], pairs: Tensor, found: tuple[Doubles, list[str]]
+) -> None:
+    """Raises the radii to those that global bounds of pairs give."""
+    logits = graph.logits(probes[0])
+    slack = _EVALUATION * logits.abs().amax(1).clamp(min=1)
+    lowered = logits.scatter_add(1, probes[1][:, None], -slack[:, None])
+    radii = global_radii(lowered, probes[1], pairs).cpu().numpy()
+    for i in np.flatnonzero(radii > found[0]):
+        found[0][i], found[1][i] = radii[i], "global"
+
+
+def _in_balls(
+    graph: Graph, probes: tuple[Tensor, Tensor], norm: str, box: tuple[Tensor, Tensor],
+    found: tuple[Doubles, list[str]],
+) -> None:  # fmt: skip
+    """Raises the radii to those that bounds in balls give."""
+    (x, y), count, device = probes, len(probes[0]), graph.device
+    step = max(1, _MEMORY // (64 * max(node.size for node in graph.nodes)))
+    for rows in torch.split(torch.arange(count, device=device), step):
+        search = _Search(graph, x[rows], y[rows], norm, box)
+        search.run()
+        found[0][rows.cpu().numpy()] = search.low.cpu().numpy()
+        for i, name in zip(rows.tolist(), search.method, strict=True):
+            found[1][i] = name
+
+
+class _Search:
+    """The largest radius that is certified, for a batch of probes at once."""
+
+    def __init__(
+        self, graph: Graph, x: Tensor, y: Tensor, norm: str, box: tuple[Tensor, Tensor]
+    ) -> None:
+        self.graph, self.x, self.y, self.norm, self.box = graph, x, y, norm, box
+        self.values = graph.evaluate(x)
+        self.low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        self.method = [""] * len(x)
+
+    def run(self) -> None:
+        """Narrows brackets [certified, not certified) of all probes that are answered rightly."""
+        rows = torch.arange(len(self.x), device=self.x.device)
+        worth, _ = self._margins(rows, self.low)
+        rows = rows[worth > 0]
+        high = torch.full_like(self.low, torch.inf)
+        short = torch.zeros_like(self.low)
+        trial = self._first(worth)
+        for _ in range(EVALUATIONS):
+            if not len(rows):
+                return
+            found, names = self._margins(rows, trial[rows])
+            sure = found > 0
+            good, bad = rows[sure], rows[~sure]
+            self.low[good], worth[good] = trial[good], found[sure]
+            high[bad], short[bad] = trial[bad], found[~sure]
+            for i, name, proved in zip(rows.tolist(), names, sure.tolist(), strict=True):
+                if proved:
+                    self.method[i] = name
+            rows = rows[high[rows] > self.low[rows] * (1 + PRECISION)]
+            trial = _next(self.low, high, worth, short)
+
+    def _first(self, margin: Tensor) -> Tensor:
+        """Returns radii to begin with: half of where the margin's linear model ends."""
+        with torch.enable_grad():
+            x = self.x.detach().requires_grad_()
+            scores = self.graph.logits(x)
+            own = scores.gather(1, self.y[:, None])
+            others = scores.scatter(1, self.y[:, None], -torch.inf)
+            (slope,) = torch.autograd.grad((own[:, 0] - others.amax(1)).sum(), x)
+        flat = slope.flatten(1)
+        size = flat.norm(dim=1) if self.norm == "l2" else flat.abs().sum(1)
+        return _HALF * margin.clamp(min=0) / size.clamp(min=1e-12)
+
+    def _margins(self, rows: Tensor, radius: Tensor) -> tuple[Tensor, list[str]]:
+        """Returns the least margin of some probes in balls, less what ties need, and who says so.
+
+        By the better one of both methods for each other class, so that the label may owe its
+        margins to both.
+        """
+        bounds = Bounds(self.graph, ball(self.x[rows], radius, self.norm, self.box))
+        labels = self.y[rows]
+        forms = margin_rows(labels, self.graph.classes)
+        crown = bounds.least(len(self.graph.nodes) - 1, forms)
+        anchored = anchored_margins(bounds, [v[rows] for v in self.values], labels)
+        ties = self._ties(bounds)
+        by_one = crown.amin(1) - ties, anchored.amin(1) - ties
+        names = [
+            "crown" if a > 0 else "anchored" if b > 0 else "together"
+            for a, b in zip(by_one[0].tolist(), by_one[1].tolist(), strict=True)
+        ]
+        return torch.maximum(crown, anchored).amin(1) - ties, names
+
+    def _ties(self, bounds: Bounds) -> Tensor:
+        if not self.graph.squashed:
+            return bounds.low[0].new_zeros(len(bounds.low[0]))
+        ends = torch.maximum(bounds.low[-1].abs(), bounds.high[-1].abs())
+        return _TIES * ends.flatten(1).amax(1).clamp(min=1)
+
+
+def _next(low: Tensor, high: Tensor, worth: Tensor, short: Tensor) -> Tensor:
+    """Returns radii between the ends of brackets, near to where the margin should end."""
+    share = (worth / (worth - short).clamp(min=1e-300)).clamp(0.1, 0.9)
+    inside = low + share * (high - low)
+    return torch.where(torch.isinf(high), 2 * low, inside)
+
+
+def local_bounds(
+    graph: Graph,
+    inputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    norm: BallNorm,
+    radii: Sequence[float],
+    box: tuple[float | Doubles, float | Doubles] = (0.0, 1.0),
+) -> Doubles:
+    """Returns upper bounds of the Lipschitz constants of the label's margins in balls in the box.
+
+    A statement on the function in exact arithmetic; see `local.amplifications`.
+
+    Args:
+        graph: The graph.
+        inputs: Probes in probe space, [n, *probe shape].
+        labels: Classes, [n].
+        norm: "l2" or "linf".
+        radii: Radii of the balls, above 0.
+        box: Ends of the box, broadcasting to a probe.
+
+    Returns:
+        Float64 [n, radii], the largest over the other classes; infinite where nothing is known.
+
+    Raises:
+        ValueError: An unknown norm, or a radius that is not above 0.
+    """
+    _check_norm(norm)
+    if any(not radius > 0 for radius in radii):
+        raise ValueError(f"radii: found {list(radii)}, allowed are numbers above 0")
+    found = np.full((len(inputs), len(radii)), np.inf)
+    if obstacles(graph):
+        return found
+    x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=graph.device)
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=graph.device)
+    ends = [torch.as_tensor(e, dtype=torch.float64, device=graph.device) for e in box]
+    step = max(1, _MEMORY // (64 * max(node.size for node in graph.nodes)))
+    for rows in torch.split(torch.arange(len(x), device=graph.device), step):
+        for k, radius in enumerate(radii):
+            size = torch.full((len(rows),), float(radius), dtype=torch.float64, device=x.device)
+            bounds = Bounds(graph, ball(x[rows], size, norm, (ends[0], ends[1])))
+            worst = amplifications(bounds, y[rows]).amax(1)
+            found[rows.cpu().numpy(), k] = worst.cpu().numpy()
+    return found

@@ -1,0 +1,346 @@
+"""A network as bounds look at it: affine maps and nonlinear functions on an acyclic graph.
+
+It starts at a probe and ends at the logits, and is taken in float64: the weights are those of the
+file, and what is bounded is the function that they define in exact arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.lipschitz.activations import Activation
+from onnx_auditors.lipschitz.affine import Affine, affine, of_step
+from onnx_auditors.lipschitz.elementwise import activation
+from onnx_auditors.lipschitz.joint import NORMS, MaxPool, Opaque, joint
+from onnx_auditors.network import Network, load
+from onnx_auditors.network.layers import Layer
+from onnx_auditors.network.lowering import needed
+from onnx_auditors.network.outputs import Column
+from onnx_auditors.network.plan import Plan, Step
+
+_BLOCK = 256
+"""Forms that are taken back at once to find the entries that they depend on."""
+ToInput = Callable[[Tensor], Tensor]
+INPUT_MAP, LOGITS = "input map", "logits"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of the graph and how it comes about.
+
+    Attributes:
+        index: Its place in the graph.
+        name: Name of the value in the file; or `input map`, `logits`, or the probe's.
+        op: Operator that makes it.
+        label: Name of the operator's node, for people; the value's where it has none.
+        parents: Indices of what it is made of.
+        shape: Its shape in the file at batch 1.
+        rule: The function; None for the probe itself.
+    """
+
+    index: int
+    name: str
+    op: str
+    label: str
+    parents: tuple[int, ...]
+    shape: tuple[int, ...]
+    rule: Affine | Activation | MaxPool | Opaque | None
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All values between a probe and the logits, in topological order.
+
+    Attributes:
+        nodes: The probe first, the logits last.
+        problems: Sentences that say which nodes have no finite Lipschitz constant, and why.
+        layers: The layer of the network behind each node made by one, by the node's index.
+        squashed: Whether the file turns the logits into probabilities.
+        half_precision: Whether the file computes in half precision.
+    """
+
+    nodes: list[Node]
+    problems: list[str]
+    layers: dict[int, Layer]
+    squashed: bool
+    half_precision: bool
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.nodes[-1].size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        rule = self.nodes[-1].rule
+        assert isinstance(rule, Affine)  # noqa: S101 - the graph ends so
+        return rule.bias.device
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        """Indices of the nodes that read each node."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for parent in node.parents:
+                found[parent].append(node.index)
+        return found
+
+    @cached_property
+    def bent(self) -> list[Node]:
+        """The nonlinear nodes."""
+        return [n for n in self.nodes if n.rule is not None and not isinstance(n.rule, Affine)]
+
+    def columns(self, index: int) -> Tensor | None:
+        """Returns which entries of the probe each entry of a value can depend on.
+
+        Returns:
+            Int64 [size, w], distinct in each row; None where w would be more than half of them.
+        """
+        if index not in self._columns:
+            self._columns[index] = self._find_columns(index)
+        return self._columns[index]
+
+    @cached_property
+    def _columns(self) -> dict[int, Tensor | None]:
+        return {}
+
+    def _find_columns(self, index: int) -> Tensor | None:
+        node = self.nodes[index]
+        found = []
+        rows = torch.eye(node.size, dtype=torch.float64)
+
+        def through(bent: Node, form: Tensor) -> tuple[Tensor, ...]:
+            if not isinstance(bent.rule, MaxPool):
+                return (form,)
+            flat = form.flatten(2)
+            part = flat.new_zeros(*flat.shape[:2], self.nodes[bent.parents[0]].size)
+            for tap in bent.rule.windows.T:
+                part.index_add_(2, tap, flat)
+            return (part.reshape(*flat.shape[:2], *self.nodes[bent.parents[0]].shape),)
+
+        for part in torch.split(rows, _BLOCK):
+            forms = walk(self, index, part.reshape(1, -1, *node.shape), through, absolute=True)
+            if forms is None:
+                return None
+            found.append(forms[0] > 0)
+        pattern = torch.cat(found)
+        width = max(1, int(pattern.sum(1).max()))
+        if 2 * width > pattern.shape[1]:
+            return None
+        order = pattern.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        return order[:, :width].contiguous()
+
+    def evaluate(self, x: Tensor, until: int | None = None) -> list[Tensor]:
+        """Returns all values [n, *shape] of probes [n, *probe shape] in float64."""
+        values: list[Tensor] = []
+        for node in self.nodes[: None if until is None else until + 1]:
+            given = [values[p] for p in node.parents]
+            if isinstance(node.rule, Affine):
+                values.append(node.rule.linear(*given) + node.rule.bias)
+            elif node.rule is None:
+                values.append(x)
+            else:
+                values.append(node.rule.function(*given))
+        return values
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the logits [n, classes] of probes [n, *probe shape] in float64."""
+        return self.evaluate(x)[-1]
+
+
+def walk(
+    graph: Graph,
+    start: int,
+    rows: Tensor,
+    through: Callable[[Node, Tensor], tuple[Tensor, ...]],
+    *,
+    absolute: bool = False,
+    visit: Callable[[Node, Tensor], None] | None = None,
+) -> Tensor | None:
+    """Takes linear forms of a value back to the probe.
+
+    Args:
+        graph: The graph.
+        start: Index of the value.
+        rows: The forms, float64 [n, k, *shape].
+        through: Takes forms of a nonlinear node to its parents; an empty tuple ends there.
+        absolute: Whether affine maps are taken with their absolute values.
+        visit: Sees every affine node and the forms of it.
+
+    Returns:
+        Forms of the probe, [n, k, d]; None where no path leads there.
+    """
+    n, k = rows.shape[:2]
+    forms = {start: rows}
+    for index in range(start, 0, -1):
+        if index not in forms:
+            continue
+        node, form = graph.nodes[index], forms.pop(index)
+        if isinstance(node.rule, Affine):
+            if visit is not None:
+                visit(node, form)
+            pull = node.rule.absolute_adjoint if absolute else node.rule.adjoint
+            assert pull is not None  # noqa: S101 - the caller has looked
+            parts = pull(form.flatten(0, 1))
+            parts = tuple(p.reshape(n, k, *p.shape[1:]) for p in parts)
+        else:
+            parts = through(node, form)
+        for parent, part in zip(node.parents, parts, strict=False):
+            forms[parent] = forms[parent] + part if parent in forms else part
+    return forms[0].flatten(2) if 0 in forms else None
+
+
+def graph_of(
+    network: Network, probe_shape: Sequence[int] | None = None, to_input: ToInput | None = None
+) -> Graph:
+    """Returns the graph of a network.
+
+    Args:
+        network: The network.
+        probe_shape: Shape of one probe; the model's sample shape if left out.
+        to_input: The affine map from probes [n, *probe shape] to the model's input, with one
+            coefficient per entry, and that not negative, such as an `InputMap`; left out, probes
+            are the model's input.
+
+    Raises:
+        InvalidModel: The model leaves its input's shape open.
+        UnsupportedOperator: Its shapes depend on the content of its input.
+        ValueError: The map from probe space has negative coefficients.
+    """
+    first = next(iter(network.layers))
+    sample = _input_shape(network, first)
+    wide = load(
+        network.original, network.device, floating=torch.float64, sample_shape=sample[1:],
+        output=network.output or None,
+    )  # fmt: skip
+    batch = wide.batch or 1
+    plan = wide.plan(torch.zeros(batch, *sample[1:], dtype=torch.float64, device=network.device))
+    builder = _Builder(wide, plan, network.layers)
+    builder.start(tuple(probe_shape or sample[1:]), sample, to_input)
+    if batch != 1:
+        builder.problems.append(f"the model's batch is fixed to {batch}; bounds need a batch of 1")
+    for step in needed(plan, [network.input.name], [network.logits]):
+        builder.add(step)
+    builder.finish(network)
+    return builder.graph(network)
+
+
+def _input_shape(network: Network, first: Layer) -> tuple[int, ...]:
+    name = network.input.name
+    for layer in (first, *network.layers):
+        if name in layer.inputs:
+            return layer.input_shapes[layer.inputs.index(name)]
+    return tuple(network.input.shape)
+
+
+def _unknown(*_: Tensor) -> Tensor:
+    raise NotImplementedError("this value has no Lipschitz constant and is not evaluated")
+
+
+class _Builder:
+    """Makes the graph node by node."""
+
+    def __init__(self, network: Network, plan: Plan, layers: Sequence[Layer]) -> None:
+        self.network = network
+        self.plan = plan
+        self.nodes: list[Node] = []
+        self.problems: list[str] = []
+        self.layers: dict[int, Layer] = {}
+        self._places: dict[str, int] = {}
+        self._by_output = {name: layer for layer in layers for name in layer.outputs}
+
+    def put(
+        self, name: str, op: str, parents: Sequence[int], shape: tuple[int, ...],
+        rule: Affine | Activation | MaxPool | Opaque | None, label: str = "",
+    ) -> None:  # fmt: skip
+        """Appends a node."""
+        node = Node(len(self.nodes), name, op, label or name, tuple(parents), shape, rule)
+        self.nodes.append(node)
+        self._places[name] = node.index
+
+    def start(
+        self, probe: tuple[int, ...], sample: tuple[int, ...], to_input: ToInput | None
+    ) -> None:
+        """Puts the probe and the map to the model's input."""
+        name, shape = self.network.input.name, (1, *sample[1:])
+        self.put("probe", "Input", (), probe, None)
+        take = to_input or (lambda x: x.reshape(len(x), *sample[1:]))
+        zero = torch.zeros(1, *probe, dtype=torch.float64, device=self.network.device)
+        bias = take(zero).detach().to(torch.float64)
+
+        def linear(x: Tensor) -> Tensor:
+            return take(x[None]) - bias
+
+        (column_sums,) = torch.func.vjp(linear, zero[0])[1](torch.ones_like(bias))
+        if bool((column_sums < 0).any()):
+            raise ValueError("the map from probe space to the model's input has negative entries")
+        magnitude = 2 * bias.abs()  # its rounding counts twice: it is added, then subtracted
+        rule = affine(linear, [probe], absolute=linear, bias=bias, magnitude=magnitude, terms=6)
+        self.put(INPUT_MAP, "InputMap", (0,), shape, rule)
+        self._places[name] = 1
+
+    def add(self, step: Step) -> None:
+        """Puts the results of a step."""
+        read = [n for n in step.inputs if n and self.plan.values[n].constant is None]
+        parents = [self._places[n] for n in read]
+        for i, name in enumerate(step.outputs):
+            if not name:
+                continue
+            rule = self._rule(step, i)
+            shape = self.plan.shape(name)
+            if isinstance(rule, Opaque) and all(map(math.isinf, rule.constants.values())):
+                label = f"{name} ({step.node.op_type})"
+                self.problems.append(f"{label}: {rule.reason}")
+            self.put(name, step.node.op_type, parents, shape, rule, step.node.name)
+
+    def _rule(self, step: Step, output: int) -> Affine | Activation | MaxPool | Opaque:
+        bent = activation(step, self.plan)
+        if bent is not None:
+            return bent
+        layer = self._by_output.get(step.outputs[output])
+        if layer is not None:
+            self.layers[len(self.nodes)] = layer
+            if not layer.linear:
+                return joint(step, self.plan, layer)
+        straight = of_step(step, self.plan, output, self.network.device)
+        if not isinstance(straight, str):
+            return straight
+        return Opaque(_unknown, dict.fromkeys(NORMS, math.inf), straight)
+
+    def finish(self, network: Network) -> None:
+        """Puts the logits, one row of scores."""
+        last = self._places[network.logits]
+        count = self.nodes[last].size
+        squashed_column = network.column is Column.PROBABILITY and network.logits == network.output
+        boundary = Column.PROBABILITY.value if squashed_column else 0.0
+
+        def linear(x: Tensor) -> Tensor:
+            flat = x.reshape(-1)
+            return flat if network.column is None else torch.cat([torch.zeros_like(flat), flat])
+
+        classes = count if network.column is None else 2
+        bias = torch.zeros(classes, dtype=torch.float64, device=network.device)
+        if network.column is not None:
+            bias[1] = -boundary
+        rule = affine(
+            linear, [self.nodes[last].shape], absolute=linear, bias=bias, magnitude=bias.abs(),
+            terms=1,
+        )  # fmt: skip
+        self.put(LOGITS, "Logits", (last,), (classes,), rule)
+
+    def graph(self, network: Network) -> Graph:
+        """Returns the graph."""
+        squashed = network.logits != network.output or network.column is Column.PROBABILITY
+        return Graph(self.nodes, self.problems, self.layers, squashed, network.half_precision)

@@ -1,0 +1,321 @@
+"""Bounds of networks and certified radii against searches, and against brute force on tiny ones."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from onnx import helper
+from scipy.optimize import linprog, minimize
+from tests.auditors.lipschitz.nets import CLASSES, KINDS, Builder
+from tests.support import graph_model
+
+from onnx_audit import v1
+from onnx_auditors.lipschitz import (
+    certificates,
+    certified_radii,
+    compose_bounds,
+    graph_of,
+    layer_bounds,
+    local_bounds,
+    network_bounds,
+    pieces,
+)
+from onnx_auditors.network import Network, load
+
+Norm = Literal["l1", "l2", "linf"]
+NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
+BALLS: tuple[Literal["l2", "linf"], ...] = ("l2", "linf")
+_ORDER = {"l1": 1.0, "l2": 2.0, "linf": math.inf}
+Doubles = npt.NDArray[np.float64]
+
+
+def _points(network: Network, count: int, seed: int = 0) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    shape = tuple(network.input.shape[1:])
+    return torch.rand(count, *shape, generator=draws, dtype=torch.float64)
+
+
+def _jacobian_norms(network: Network, x: torch.Tensor, norm: Norm) -> tuple[float, torch.Tensor]:
+    """Largest norm of Jacobians at points, by dense matrices, and of pairs' gradients."""
+    wide = load(network.original, floating=torch.float64)
+
+    def one(p: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = wide(p[None])[0].reshape(-1)
+        return scores
+
+    dense = torch.stack([torch.func.jacrev(one)(p).flatten(1) for p in x])
+    if norm == "l2":
+        largest = torch.linalg.matrix_norm(dense, 2).max()
+    else:
+        largest = dense.abs().sum(2 if norm == "linf" else 1).max()
+    dual = {"l1": math.inf, "l2": 2.0, "linf": 1.0}[norm]
+    apart = dense[:, :, None] - dense[:, None]
+    return float(largest), torch.linalg.vector_norm(apart, dual, dim=-1).amax(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_searched_amplification_exceeds_a_bound(kind: str) -> None:
+    """Dense Jacobians at many points, and the ascent, stay below every global bound."""
+    network = load(KINDS[kind](1))
+    starts = torch.cat([_points(network, 4), 4 * _points(network, 4, 1) - 2])
+    section = network_bounds(network, NORMS, entropy=1, probes=starts)
+    assert not section.unbounded
+    graph = graph_of(network)
+    layers = [layer_bounds(graph, p, NORMS, delta=1e-12, entropy=1)[0] for p in pieces(graph)]
+    for norm, found in zip(NORMS, section.network, strict=True):
+        composed = compose_bounds(graph, layers, norm, delta=1e-12, entropy=1)
+        largest, apart = _jacobian_norms(network, starts, norm)
+        assert 0.8 * largest <= found.bound.lower <= found.bound.upper
+        assert largest <= min(found.product, found.recursion)
+        assert bool((apart <= composed.pairs * (1 + 1e-9)).all())
+        assert found.largest_pair == float(composed.pairs.max())
+    for layer in section.layers:
+        for bound in layer.bounds:
+            assert bound.lower <= bound.upper
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_graph_computes_what_the_file_computes(kind: str) -> None:
+    """The values that are bounded are those of ONNX Runtime up to float32."""
+    model = KINDS[kind](2)
+    network = load(model)
+    x = _points(network, 5)
+    expected = np.concatenate([_run(model, p[None].numpy().astype(np.float32)) for p in x])
+    found = graph_of(network).logits(x).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def _run(model: onnx.ModelProto, x: npt.NDArray[np.float32]) -> Doubles:
+    import onnxruntime  # noqa: PLC0415 - only this check needs it
+
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return np.asarray(session.run(None, {"x": x})[0], dtype=np.float64).reshape(1, -1)
+
+
+def _attack(
+    network: Network, x: torch.Tensor, labels: torch.Tensor, radius: torch.Tensor, norm: str
+) -> torch.Tensor:
+    """Least margin that projected gradient descent finds in balls inside the box [0, 1]."""
+    wide = load(network.original, floating=torch.float64)
+    least = torch.full((len(x),), math.inf, dtype=torch.float64)
+    size = radius.reshape(-1, *[1] * (x.dim() - 1))
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        move = size * (2 * torch.rand(x.shape, generator=draws, dtype=torch.float64) - 1)
+        for step in range(40):
+            at = _inside(x, move, size, norm).requires_grad_()
+            scores = torch.cat([wide(p[None]).reshape(1, -1) for p in at])
+            own = scores.gather(1, labels[:, None])[:, 0]
+            margin = own - scores.scatter(1, labels[:, None], -math.inf).amax(1)
+            least = torch.minimum(least, margin.detach())
+            (slope,) = torch.autograd.grad(margin.sum(), at)
+            flat = slope.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(size.shape)
+            way = slope.sign() if norm == "linf" else slope / flat
+            move = at.detach() - x - size * way * (0.5 if step < 20 else 0.1)
+    return least
+
+
+def _inside(x: torch.Tensor, move: torch.Tensor, size: torch.Tensor, norm: str) -> torch.Tensor:
+    if norm == "linf":
+        move = torch.maximum(torch.minimum(move, size), -size)
+    else:
+        length = move.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(size.shape)
+        move = move * (size / length).clamp(max=1)
+    return (x + move).clamp(0, 1)
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_attacks_find_nothing_within_a_radius(kind: str, norm: Literal["l2", "linf"]) -> None:
+    """Projected gradient descent inside the certified ball never changes the answer."""
+    network = load(KINDS[kind](3))
+    x = _points(network, 5)
+    labels = graph_of(network).logits(x).argmax(1)
+    radii = torch.from_numpy(certified_radii(network, x.numpy(), labels.numpy(), norm))
+    assert bool((radii > 0).all())
+    assert bool((_attack(network, x, labels, radii, norm) > 0).all())
+
+
+def test_radius_is_zero_where_the_model_errs() -> None:
+    """A wrong label has no radius."""
+    network = load(KINDS["Relu"](3))
+    x = _points(network, 4)
+    labels = graph_of(network).logits(x).argmax(1)
+    radii = certified_radii(network, x.numpy(), ((labels + 1) % CLASSES).numpy())
+    assert not radii.any()
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize(
+    "kind", ["Relu", "Gelu", "Sigmoid", "residual", "concat", "overlapping pool"]
+)
+def test_slopes_in_a_ball_stay_below_the_local_bound(
+    kind: str, norm: Literal["l2", "linf"]
+) -> None:
+    """Gradients of margins at points of the ball have no larger dual norm."""
+    network = load(KINDS[kind](4))
+    graph = graph_of(network)
+    x = _points(network, 3)
+    labels = graph.logits(x).argmax(1)
+    radii = (0.01, 0.1, 0.5)
+    bounds = local_bounds(graph, x.numpy(), labels.numpy(), norm, radii)
+    whole = network_bounds(network, (norm,), entropy=0).network[0].largest_pair
+    assert bool((np.diff(bounds, axis=1) >= -1e-9 * whole).all())
+    draws = torch.Generator().manual_seed(0)
+    for i, radius in itertools.product(range(len(x)), range(len(radii))):
+        moves = torch.randn(30, *x.shape[1:], generator=draws, dtype=torch.float64)
+        size = torch.full((30, *[1] * (x.dim() - 1)), radii[radius], dtype=torch.float64)
+        moves = moves.sign() * size if norm == "linf" else moves
+        points = _inside(x[i][None], moves, size, norm)
+        _, apart = _jacobian_norms(network, points, norm)
+        assert float(apart[labels[i]].max()) <= bounds[i, radius] * (1 + 1e-9)
+
+
+def _tiny(seed: int) -> tuple[onnx.ModelProto, list[tuple[Doubles, Doubles]]]:
+    """A ReLU network of 2 inputs and two layers of 4, with its matrices and biases."""
+    b = Builder((1, 2), seed)
+    b.dense(2, 4)
+    b.op("Relu")
+    b.dense(4, 4)
+    b.op("Relu")
+    b.dense(4, 3)
+    b.nodes[-1].output[0] = "y"
+    weights = [np.asarray(w, dtype=np.float64) for w in b.weights.values()]
+    return graph_model(b.nodes, {"x": (1, 2)}, b.weights), list(
+        zip(weights[::2], weights[1::2], strict=True)
+    )
+
+
+def _regions(
+    layers: list[tuple[Doubles, Doubles]],
+) -> list[tuple[Doubles, Doubles, Doubles, Doubles]]:
+    """All linear pieces: map and offset, and the half-planes G x <= h where they hold."""
+    found = []
+    (w1, b1), (w2, b2), (w3, b3) = layers
+    for first in itertools.product([0.0, 1.0], repeat=4):
+        on = np.array(first)
+        s1 = 1 - 2 * on
+        a, c = w2 @ np.diag(on) @ w1, w2 @ (on * b1) + b2
+        for second in itertools.product([0.0, 1.0], repeat=4):
+            up = np.array(second)
+            s2 = 1 - 2 * up
+            g = np.concatenate([s1[:, None] * w1, s2[:, None] * a])
+            h = -np.concatenate([s1 * b1, s2 * c])
+            # Is there a point with room on all sides?
+            room = linprog(
+                [0, 0, -1],
+                np.c_[g, np.linalg.norm(g, axis=1)],
+                h,
+                bounds=[(-50, 50), (-50, 50), (None, 1)],
+            )
+            if room.status == 0 and room.x[2] > 1e-9:
+                found.append((w3 @ np.diag(up) @ a, w3 @ (up * c) + b3, g, h))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_enumerated_pieces_of_tiny_networks(seed: int) -> None:
+    """The exact constant over all linear pieces is below the bound, which is not far off."""
+    model, layers = _tiny(seed)
+    pieces_of_it = _regions(layers)
+    section = network_bounds(load(model), NORMS, entropy=0)
+    for norm, found in zip(NORMS, section.network, strict=True):
+        exact = max(np.linalg.norm(a, _ORDER[norm]) for a, *_ in pieces_of_it)
+        assert exact <= found.bound.upper <= 6 * exact
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exact_radii_of_tiny_networks(seed: int) -> None:
+    """Distances to the nearest other answer, by a linear or quadratic program on each piece."""
+    model, layers = _tiny(seed)
+    found = _regions(layers)
+    network = load(model)
+    x = np.random.default_rng(seed).uniform(0, 1, (3, 2))
+    labels = graph_of(network).logits(torch.from_numpy(x)).argmax(1).numpy()
+    for norm in BALLS:
+        radii = certificates(graph_of(network), x, labels, norm, (0.0, 1.0)).radius
+        for probe, label, radius in zip(x, labels, radii, strict=True):
+            exact = min(
+                _distance(probe, piece, int(label), other, norm)
+                for piece in found
+                for other in range(3)
+                if other != label
+            )
+            assert 0 < radius <= exact * (1 + 1e-7)
+            assert radius >= 0.5 * min(exact, 0.2)
+
+
+def _distance(
+    probe: Doubles, piece: tuple[Doubles, Doubles, Doubles, Doubles], label: int, other: int,
+    norm: str,
+) -> float:  # fmt: skip
+    a, c, g, h = piece
+    rows = np.concatenate([g, (a[label] - a[other])[None]])
+    limits = np.concatenate([h, [c[other] - c[label]]])
+    square = [[1, 0, -1], [-1, 0, -1], [0, 1, -1], [0, -1, -1]]
+    ends = [probe[0], -probe[0], probe[1], -probe[1]]
+    nearest = linprog(
+        [0, 0, 1],
+        np.concatenate([np.c_[rows, np.zeros(len(rows))], square]),
+        np.concatenate([limits, ends]),
+        bounds=[(0, 1), (0, 1), (0, None)],
+    )
+    if nearest.status != 0:
+        return math.inf
+    if norm == "linf":
+        return float(nearest.fun)
+    best = minimize(
+        lambda p: ((p - probe) ** 2).sum(), nearest.x[:2], jac=lambda p: 2 * (p - probe),
+        bounds=[(0, 1), (0, 1)], method="SLSQP", options={"ftol": 1e-14},
+        constraints={"type": "ineq", "fun": lambda p: limits - rows @ p, "jac": lambda _: -rows},
+    )  # fmt: skip
+    return float(np.sqrt(best.fun))
+
+
+TRAPS: dict[str, tuple[list[tuple[str, list[str], dict[str, Any]]], str]] = {
+    "squeeze and excite": (
+        [("Sigmoid", ["x"], {}), ("Mul", ["x", "v0"], {})], "Mul of two values",
+    ),
+    "raw attention": (
+        [("Transpose", ["x"], {"perm": [0, 2, 1]}), ("MatMul", ["x", "v0"], {}),
+         ("Softmax", ["v1"], {}), ("MatMul", ["v2", "x"], {})], "MatMul of two values",
+    ),
+    "division": ([("Sigmoid", ["x"], {}), ("Div", ["x", "v0"], {})], "divides by"),
+    "a constant divided": ([("Div", ["one", "x"], {})], "divides by"),
+    "quantised": (
+        [("QuantizeLinear", ["x", "one"], {}), ("DequantizeLinear", ["v0", "one"], {})], "jump",
+    ),
+    "sign": ([("Sign", ["x"], {})], "jump"),
+    "exponential": ([("Exp", ["x"], {})], "no bound"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_has_no_constant_is_named(trap: str) -> None:
+    """Values that are not Lipschitz make the global bound infinite, with the reason."""
+    steps, reason = TRAPS[trap]
+    nodes = [helper.make_node(op, read, [f"v{i}"], **a) for i, (op, read, a) in enumerate(steps)]
+    nodes += [
+        helper.make_node("Flatten", [f"v{len(steps) - 1}"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"]),
+    ]
+    weights = {"w": np.ones((12, 3), np.float32), "one": np.array(1, np.float32)}
+    network = load(graph_model(nodes, {"x": (1, 3, 4)}, weights))
+    section = network_bounds(network, ("l2",), entropy=0)
+    assert len(section.unbounded) >= 1
+    assert reason in " ".join(section.unbounded)
+    op = next(op for op, *_ in reversed(steps) if op != "DequantizeLinear")
+    assert op in " ".join(section.unbounded)
+    assert math.isinf(section.network[0].bound.upper)
+    assert any(layer.kind == v1.LIPSCHITZ_LAYER_KIND_UNBOUNDED for layer in section.layers)
+    x = np.full((1, 3, 4), 0.5)
+    assert not certified_radii(network, x, np.array([0])).any()
