@@ -310,4 +310,7 @@ def local_bounds(
             bounds = Bounds(graph, ball(x[rows], size, norm, (ends[0], ends[1])))
             worst = amplifications(bounds, y[rows]).amax(1)
             found[rows.cpu().numpy(), k] = worst.cpu().numpy()
+    # What holds in a ball holds in the smaller ones.
+    order = np.argsort(radii)[::-1]
+    found[:, order] = np.minimum.accumulate(found[:, order], axis=1)
     return found

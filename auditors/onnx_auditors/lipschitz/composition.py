@@ -96,7 +96,9 @@ def compose_bounds(
         return Composed(product, math.inf, _pairs(graph, plain.change, norm), plain.delta)
     state = _State(dict(plain.change), plain.delta)
     centres, radii = _slopes(graph, norm)
-    targets = sorted({p for node in graph.bent for p in node.parents if p} | {last})
+    # What a nonlinear function makes is left to its constant: its own remainder would count.
+    straight = [isinstance(node.rule, Affine) for node in graph.nodes]
+    targets = sorted({p for node in graph.bent for p in node.parents if straight[p]} | {last})
     maps = sum(1 for t in targets for node in graph.bent if node.index < t) + len(targets)
     refined = math.inf
     for target in targets:

@@ -50,7 +50,8 @@ def _jacobian_norms(network: Network, x: torch.Tensor, norm: Norm) -> tuple[floa
         scores: torch.Tensor = wide(p[None])[0].reshape(-1)
         return scores
 
-    dense = torch.stack([torch.func.jacrev(one)(p).flatten(1) for p in x])
+    jacobian = torch.autograd.functional.jacobian
+    dense = torch.stack([jacobian(one, p).flatten(1) for p in x])  # type: ignore[no-untyped-call]
     if norm == "l2":
         largest = torch.linalg.matrix_norm(dense, 2).max()
     else:
@@ -168,8 +169,7 @@ def test_slopes_in_a_ball_stay_below_the_local_bound(
     labels = graph.logits(x).argmax(1)
     radii = (0.01, 0.1, 0.5)
     bounds = local_bounds(graph, x.numpy(), labels.numpy(), norm, radii)
-    whole = network_bounds(network, (norm,), entropy=0).network[0].largest_pair
-    assert bool((np.diff(bounds, axis=1) >= -1e-9 * whole).all())
+    assert bool((np.diff(bounds, axis=1) >= 0).all())
     draws = torch.Generator().manual_seed(0)
     for i, radius in itertools.product(range(len(x)), range(len(radii))):
         moves = torch.randn(30, *x.shape[1:], generator=draws, dtype=torch.float64)

@@ -1,0 +1,93 @@
+"""Radii that auto_LiRPA's CROWN certifies, for `lipschitz.py`; runs in an environment of its own.
+
+    python lipschitz_worker.py JOB.npz
+
+JOB holds the model's path, probes [n, *shape] in probe space, labels, mean and std. Prints one line
+of JSON: radii and processor seconds per probe.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import numpy as np
+import onnx
+import torch
+from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+from onnx import numpy_helper
+
+PRECISION = 0.004
+
+
+class Graph(torch.nn.Module):
+    """The few operators of the models that are compared."""
+
+    def __init__(self, path: str, mean: np.ndarray, std: np.ndarray) -> None:
+        super().__init__()
+        graph = onnx.load(path).graph
+        weights = {t.name: numpy_helper.to_array(t).copy() for t in graph.initializer}
+        self.names = {name: f"w{i}" for i, name in enumerate(weights)}
+        for name, value in weights.items():
+            self.register_buffer(self.names[name], torch.from_numpy(value))
+        self.nodes, self.output = list(graph.node), graph.output[0].name
+        self.input = next(i.name for i in graph.input if i.name not in weights)
+        self.mean, self.std = (torch.from_numpy(v).float() for v in (mean, std))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = {self.input: (x - self.mean) / self.std}
+        values.update({name: getattr(self, held) for name, held in self.names.items()})
+        for node in self.nodes:
+            a = {p.name: onnx.helper.get_attribute_value(p) for p in node.attribute}
+            given = [values[name] for name in node.input]
+            if node.op_type == "Conv":
+                result = torch.nn.functional.conv2d(
+                    *given, stride=a["strides"], padding=a["pads"][:2], groups=a.get("group", 1)
+                )
+            elif node.op_type == "Gemm":
+                result = torch.nn.functional.linear(*given)
+            elif node.op_type == "Flatten":
+                result = torch.flatten(given[0], 1)
+            else:
+                result = {"Relu": torch.relu, "Add": torch.add}[node.op_type](*given)
+            values[node.output[0]] = result
+        return values[self.output]
+
+
+def radius(model: BoundedModule, x: torch.Tensor, label: int) -> float:
+    """Largest radius in L2 that CROWN certifies, by doubling and halving."""
+    classes = model(x).shape[1]
+    rows = torch.eye(classes)[label][None] - torch.eye(classes)
+    rows = rows[torch.arange(classes) != label][None]
+
+    def certified(size: float) -> bool:
+        ball = BoundedTensor(x, PerturbationLpNorm(norm=2, eps=size))
+        low, _ = model.compute_bounds(x=(ball,), C=rows, method="CROWN", bound_upper=False)
+        return bool((low > 0).all())
+
+    low, high = 0.0, 0.05
+    while certified(high):
+        low, high = high, 2 * high
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if certified(middle) else (low, middle)
+    return low
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    job = np.load(sys.argv[1])
+    inputs = torch.from_numpy(job["inputs"]).float()
+    model = BoundedModule(Graph(str(job["path"]), job["mean"], job["std"]), inputs[:1])
+    found, seconds = [], []
+    with torch.no_grad():
+        for x, label in zip(inputs, job["labels"], strict=True):
+            started = time.process_time()
+            found.append(radius(model, x[None], int(label)))
+            seconds.append(time.process_time() - started)
+    sys.stdout.write(json.dumps({"radii": found, "seconds": seconds}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
