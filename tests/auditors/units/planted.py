@@ -1,0 +1,101 @@
+"""Images with planted concepts, networks whose units see one each, and their function-preserving twins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+from scipy.stats import special_ortho_group
+from tests.support import graph_model
+
+from onnx_auditors.network import Network, load
+
+Floats = npt.NDArray[np.float64]
+SIDE, PATCH, CONCEPTS = 18, 6, 48
+
+
+@dataclass(frozen=True)
+class World:
+    """Images [n, 3, 18, 18] in [0, 1], each with one of 48 patches at its own place, and the label."""
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    templates: Floats
+    """The patches in an image of zeros, [48, 3 * 18 * 18]."""
+
+
+def world(count: int, seed: int = 0, noise: float = 0.06) -> World:
+    """Draws images: a patch with a grating of some orientation, frequency and colour on smooth noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:PATCH, :PATCH] / PATCH
+    templates = np.zeros((CONCEPTS, 3, SIDE, SIDE))
+    colours = np.array([[1, -0.3, -0.7], [-0.5, 1, -0.5], [-0.7, -0.3, 1], [1, 1, 1]])
+    for c in range(CONCEPTS):
+        angle, frequency = np.pi * (c % 4) / 4, (1.2, 2.2, 3.0)[c // 4 % 3]
+        wave = np.cos(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)))
+        top, left = (0, 6, 12)[c % 3], (0, 6, 12)[(c // 3 + c // 12) % 3]
+        patch = colours[c // 12][:, None, None] * wave
+        templates[c, :, top : top + PATCH, left : left + PATCH] = patch
+    labels = rng.integers(CONCEPTS, size=count)
+    strength = rng.uniform(0.25, 0.45, count)
+    images = 0.5 + strength[:, None, None, None] * templates[labels]
+    images += noise * rng.standard_normal(images.shape)
+    images += 0.05 * rng.standard_normal((count, 3, 1, 1))
+    flat = templates.reshape(CONCEPTS, -1)
+    return World(images.clip(0, 1).astype(np.float32), labels, flat)
+
+
+def rotation(size: int, seed: int, power: float = 1.0) -> Floats:
+    """A Haar rotation, or a power of it: its angles times that."""
+    q = special_ortho_group.rvs(size, random_state=seed)
+    values, vectors = np.linalg.eig(q)
+    turned = vectors @ np.diag(np.exp(1j * power * np.angle(values))) @ np.linalg.inv(vectors)
+    return np.asarray(turned.real)
+
+
+def network(
+    planted: World, mix: Floats | None = None, shift: Floats | float = 30.0, seed: int = 0
+) -> onnx.ModelProto:
+    """A network x -> fc0 -> relu -> fc1 -> relu "fc1_relu" -> logits with two units per concept.
+
+    fc0 detects the patches; fc1 passes them on through the matrix `mix`, with a shift that keeps its
+    rectifier open; the head undoes both, so that every `mix` gives the same function.
+
+    Args:
+        planted: The images.
+        mix: Invertible, [96, 96]; the identity by default.
+        shift: Added to fc1; large enough that no unit is ever below 0.
+        seed: Of the units' sensitivities.
+    """
+    rng = np.random.default_rng(seed)
+    units = 2 * CONCEPTS
+    norm = (planted.templates**2).sum(1, keepdims=True)
+    detectors = np.repeat(planted.templates / norm, 2, 0)
+    gain = rng.uniform(0.8, 1.25, (units, 1))
+    w0 = gain * 10 * detectors
+    b0 = -(w0 * 0.5).sum(1) - 1.0 * gain[:, 0]
+    mix = np.eye(units) if mix is None else mix
+    offset = np.broadcast_to(np.asarray(shift, dtype=np.float64), (units,))
+    undo = np.linalg.inv(mix)
+    head = np.repeat(np.eye(CONCEPTS), 2, 1) / (2 * gain.T)
+    weights = {
+        "w0": w0, "b0": b0, "w1": mix, "b1": offset,
+        "w2": head @ undo, "b2": -(head @ undo @ offset),
+    }  # fmt: skip
+    gemm = [
+        helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], [y], y, transB=1)
+        for i, (x, y) in enumerate([("flat", "fc0"), ("fc0_relu", "fc1"), ("fc1_relu", "logits")])
+    ]
+    relu = [helper.make_node("Relu", [f"fc{i}"], [f"fc{i}_relu"]) for i in (0, 1)]
+    flat = helper.make_node("Flatten", ["x"], ["flat"])
+    nodes = [flat, gemm[0], relu[0], gemm[1], relu[1], gemm[2]]
+    single = {name: w.astype(np.float32) for name, w in weights.items()}
+    return graph_model(nodes, {"x": ["n", 3, SIDE, SIDE]}, single, outputs=["logits"])
+
+
+def opened(model: onnx.ModelProto) -> Network:
+    """The network of a model."""
+    return load(model)
