@@ -6,7 +6,7 @@ spread over processes and be redone piece by piece. It knows nothing of gRPC, da
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -47,8 +47,8 @@ class Progress(Protocol):
 class SaveArtefact(Protocol):
     """Keeps a large result beside the section."""
 
-    def __call__(self, content: bytes, media_type: str) -> v1.BlobRef:
-        """Stores the content and returns the reference that the section holds."""
+    def __call__(self, content: Iterable[bytes], media_type: str) -> v1.BlobRef:
+        """Stores the content, given in pieces, and returns the reference that the section holds."""
 
 
 class Auditor(Protocol[ConfigT, PartialT, SectionT]):
@@ -73,7 +73,10 @@ class Auditor(Protocol[ConfigT, PartialT, SectionT]):
     def merge(
         self, config: ConfigT, context: Context, partials: Sequence[PartialT], save: SaveArtefact
     ) -> SectionT:
-        """Joins the partials of all shards, in their order, into the section."""
+        """Joins the partials of all shards, in their order, into the section.
+
+        A partial may be read anew each time that it is asked for.
+        """
 
     def warnings(self, section: SectionT, context: Context) -> list[v1.ReportWarning]:
         """Says what a reader must know to judge the section."""

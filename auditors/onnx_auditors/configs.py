@@ -11,12 +11,20 @@ from onnx_audit import v1
 from onnx_auditors.errors import InvalidConfig
 
 LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
+LEAST_RUNS, MOST_RUNS = 20, 1_000_000
+"""Answers that the search without gradients may ask for."""
+LEAST_DRAWS, MOST_DRAWS = 8, 1024
+"""Draws of noise."""
+MOST_HIDDEN = 64
+"""Hidden values at most."""
 NORMS = (v1.NORM_L2, v1.NORM_LINF, v1.NORM_L1, v1.NORM_L0)
 """The norms that `distortion` offers."""
 METHODS = (v1.SEARCH_METHOD_PROJECTED, v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
 """The methods of search that `distortion` offers."""
 L2_METHODS = (v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PENALISED)
 """Those of them that know L2 alone."""
+NOISE_KINDS = (v1.NOISE_KIND_GAUSSIAN, v1.NOISE_KIND_UNIFORM, v1.NOISE_KIND_SALT_AND_PEPPER)
+"""The kinds of noise that `distortion` offers."""
 TARGET_MODES = (
     v1.TARGET_MODE_UNSPECIFIED,
     v1.TARGET_MODE_UNTARGETED,
@@ -54,20 +62,53 @@ def check(config: Message) -> None:
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:
-    if config.budget and not LEAST_BUDGET <= config.budget <= LARGEST_BUDGET:
-        raise InvalidConfig(
-            f"{config.budget} gradient evaluations; allowed is {LEAST_BUDGET} to "
-            f"{LARGEST_BUDGET}, and 0 for the default",
-            field="budget",
-        )
+    for field, least, most, what in _RANGES:
+        number = getattr(config, field)
+        if number and not least <= number <= most:
+            raise InvalidConfig(
+                f"{number} {what}; allowed is {least} to {most}, and 0 for the default",
+                field=field,
+            )
     if config.max_probes < 0:
         raise InvalidConfig(
             f"{config.max_probes} is negative; 0 audits all probes", field="max_probes"
         )
+    if config.exact_probes < 0:
+        raise InvalidConfig(
+            f"{config.exact_probes} is negative; 0 looks for no exact optimum",
+            field="exact_probes",
+        )
     _check_list(v1.Norm, config.norms, NORMS, "norms", "norm")
     _check_list(v1.SearchMethod, config.methods, METHODS, "methods", "method")
+    _check_list(v1.NoiseKind, config.noise, NOISE_KINDS, "noise", "kind of noise")
     _check_methods(config)
     _check_targets(config)
+    _check_hidden(config)
+
+
+_RANGES = (
+    ("budget", LEAST_BUDGET, LARGEST_BUDGET, "gradient evaluations"),
+    ("black_box_runs", LEAST_RUNS, MOST_RUNS, "answers of the model"),
+    ("noise_draws", LEAST_DRAWS, MOST_DRAWS, "draws of noise"),
+)
+
+
+def _check_hidden(config: v1.DistortionConfig) -> None:
+    names = list(config.hidden_values)
+    if not 0 <= config.hidden_count <= MOST_HIDDEN:
+        raise InvalidConfig(
+            f"{config.hidden_count} hidden values; allowed is 0 to {MOST_HIDDEN}",
+            field="hidden_count",
+        )
+    if names and config.hidden_count:
+        raise InvalidConfig(
+            "names of hidden values and a number of them exclude each other", field="hidden_count"
+        )
+    if len(names) > MOST_HIDDEN or len(set(names)) < len(names) or "" in names:
+        raise InvalidConfig(
+            f"expected at most {MOST_HIDDEN} different names, none of them empty",
+            field="hidden_values",
+        )
 
 
 def _check_units(config: v1.UnitsConfig) -> None:

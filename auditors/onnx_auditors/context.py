@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onnx_audit import v1
-from onnx_auditors import input_spec, probes
+from onnx_auditors import input_spec, linear_head, probes
 from onnx_auditors.errors import InvalidModel, ModelFailed, ProbesDoNotFit
 from onnx_auditors.input_map import InputMap
 from onnx_auditors.network import Limits, Network, Session, load
@@ -39,6 +39,7 @@ class Context:
         notes: What was worked out about the spec, a sentence each.
         seed: The audit's seed.
         device: Where the network computes.
+        head: The linear head, where one was asked for; network and session have it.
     """
 
     network: Network
@@ -50,6 +51,7 @@ class Context:
     notes: list[str]
     seed: int
     device: torch.device
+    head: v1.LinearHead | None = None
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Returns probes in probe space, float32 [n, *probe shape], by index."""
@@ -107,6 +109,7 @@ def open_context(
     *,
     limits: Limits | None = None,
     threads: int = _THREADS,
+    head: v1.LinearHeadConfig | None = None,
 ) -> Context:
     """Opens a model and a probe set for audits.
 
@@ -121,6 +124,7 @@ def open_context(
         device: "cpu" or a CUDA device.
         limits: What the model may cost.
         threads: Threads on the CPU.
+        head: The linear head to fit on the labelled probes; None for a model that has classes.
 
     Raises:
         AuditError: The model or the probes cannot be used, or not together.
@@ -133,23 +137,29 @@ def open_context(
     if min(network.input.shape[1:]) < 1:
         shape = input_spec.sample_shape(filled, network.summary, summary)
         network = load(model_path, device, limits, sample_shape=shape)
+    input_map = InputMap(filled, network.summary, summary, device)
+    opened = probes.open_probes(probes_path)
+    record = None
+    if head is None:
+        session = Session(
+            model_path, device, threads,
+            output=network.output, classes=network.classes, column=network.column,
+        )  # fmt: skip
+    else:
+        network, session, record = linear_head.attach(
+            network, head, input_map, opened, seed, device=device, threads=threads
+        )
     context = Context(
         network=network,
-        session=Session(
-            model_path,
-            device,
-            threads,
-            output=network.output,
-            classes=network.classes,
-            column=network.column,
-        ),
-        input_map=InputMap(filled, network.summary, summary, device),
-        probes=probes.open_probes(probes_path),
+        session=session,
+        input_map=input_map,
+        probes=opened,
         summary=summary,
         spec=filled,
         notes=notes,
         seed=seed,
         device=torch.device(device),
+        head=record,
     )
     _check_classes(context)
     return context
@@ -172,6 +182,13 @@ def _digest(path: Path) -> str:
 
 def _check_classes(context: Context) -> None:
     classes = context.network.classes
+    if not context.network.scores_in_a_row:
+        raise InvalidModel(
+            f"output '{context.network.output}' is a map or a sequence and not one row of class "
+            "scores for each input; a model without classes, such as an autoencoder, is audited "
+            "with a linear head on one of its values, fitted on labelled probes (--head)",
+            field="linear_head",
+        )
     if classes < _LEAST_CLASSES:
         raise InvalidModel(
             f"output '{context.network.output}' is a choice from a single class, so no input can "

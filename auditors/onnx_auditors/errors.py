@@ -66,3 +66,9 @@ class ModelFailed(AuditError):  # noqa: N818
     """The model failed while it ran."""
 
     reason = "MODEL_FAILED"
+
+
+class BoundsCrossed(AuditError):  # noqa: N818
+    """A proved bound and a confirmed example contradict each other."""
+
+    reason = "BOUNDS_CROSSED"

@@ -42,8 +42,9 @@ def resolve(
     _fill_layouts(filled, tuple(info.shape[1:]), tuple(probes.shape), notes)
     _fill_divisor(filled, probes, notes)
     _fill_box(filled, probes, notes)
-    _fill_normalisation(filled)
+    _fill_normalisation(filled, info, notes)
     _check_values(filled, tuple(info.shape[1:]), probes)
+    _check_levels(filled, info)
     _check_labels(model, probes)
     return filled, notes
 
@@ -213,7 +214,10 @@ def _fill_box(spec: v1.InputSpec, probes: v1.ProbeSummary, notes: list[str]) -> 
     spec.upper[:] = [upper]
 
 
-def _fill_normalisation(spec: v1.InputSpec) -> None:
+def _fill_normalisation(spec: v1.InputSpec, info: v1.TensorInfo, notes: list[str]) -> None:
+    if "int" in info.dtype and not spec.mean and not spec.std and spec.divisor != 1:
+        spec.std[:] = [1 / spec.divisor]
+        notes.append(f"The model takes {info.dtype}: it gets the values as they are stored.")
     if not spec.mean:
         spec.mean[:] = [0.0]
     if not spec.std:
@@ -252,6 +256,19 @@ def _check_values(spec: v1.InputSpec, model: Shape, probes: v1.ProbeSummary) -> 
         raise ProbesDoNotFit(
             "channels are to be reversed, but the layouts have no channels to reverse; set "
             "channel_order to SAME, or give CHW or HWC layouts"
+        )
+
+
+def _check_levels(spec: v1.InputSpec, info: v1.TensorInfo) -> None:
+    """Refuses a box of which a model with integer inputs sees no more than two levels."""
+    if "int" not in info.dtype:
+        return
+    levels = (max(spec.upper) - min(spec.lower)) / min(spec.std)
+    if levels <= 1:
+        raise ProbesDoNotFit(
+            f"input '{info.name}' is of {info.dtype}, and the box {list(spec.lower)} to "
+            f"{list(spec.upper)} is {levels:g} wide there; give std, such as "
+            f"{1 / _UINT8_MAX:.8f} for pixels in [0, 1], or a box of its own levels"
         )
 
 

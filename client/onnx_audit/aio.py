@@ -121,9 +121,12 @@ class AsyncClient:
         timeout: float | None = None,
         display_name: str | None = None,
         request_id: str | None = None,
+        linear_head: v1.LinearHeadConfig | None = None,
     ) -> v1.Audit:
         """Starts an audit and returns at once; see `Client.audit`."""
-        arguments = AuditArguments(auditors, input_spec, seed, timeout, display_name, request_id)
+        arguments = AuditArguments(
+            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+        )
         return await self._run(self._session.audit(model, probes, arguments))
 
     async def watch(

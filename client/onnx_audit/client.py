@@ -137,6 +137,7 @@ class Client:
         timeout: float | None = None,
         display_name: str | None = None,
         request_id: str | None = None,
+        linear_head: v1.LinearHeadConfig | None = None,
     ) -> v1.Audit:
         """Starts an audit and returns at once; `wait` or `watch` follow it.
 
@@ -151,12 +152,16 @@ class Client:
             display_name: What people call the audit.
             request_id: Makes a repeated call harmless; by default a new one per call, so that
                 retries within this call start one audit only.
+            linear_head: For a model without classes, such as an autoencoder: the linear head to
+                fit on the labelled probes.
 
         Raises:
             ConfigError: An argument cannot be right.
             ServiceError: The service does not accept the audit.
         """
-        arguments = AuditArguments(auditors, input_spec, seed, timeout, display_name, request_id)
+        arguments = AuditArguments(
+            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+        )
         return self._run(self._session.audit(model, probes, arguments))
 
     def watch(self, audit: AuditLike, after_sequence: int = 0) -> Iterator[v1.AuditEvent]:

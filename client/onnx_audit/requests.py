@@ -68,6 +68,7 @@ def create_audit_request(
     timeout: float | None,
     display_name: str | None,
     request_id: str | None,
+    linear_head: v1.LinearHeadConfig | None = None,
 ) -> v1.CreateAuditRequest:
     """The request of an audit; made once per call, so that its retries are the same request.
 
@@ -83,6 +84,7 @@ def create_audit_request(
         input_spec=input_spec,
         auditors=auditor_configs(auditors),
         seed=seed,
+        linear_head=linear_head,
     )
     if timeout is not None:
         if timeout <= 0:

@@ -37,6 +37,7 @@ class AuditArguments:
     timeout: float | None
     display_name: str | None
     request_id: str | None
+    linear_head: v1.LinearHeadConfig | None = None
 
 
 class Session:
@@ -102,6 +103,7 @@ class Session:
             timeout=arguments.timeout,
             display_name=arguments.display_name,
             request_id=arguments.request_id,
+            linear_head=arguments.linear_head,
         )
         request.audit.model = yield from self._model_name(model)
         request.audit.probe_set = yield from self._probe_set_name(probes)

@@ -34,6 +34,7 @@ CODES: Mapping[str, grpc.StatusCode] = {
     "INTERNAL": grpc.StatusCode.INTERNAL,
     "BUSY": grpc.StatusCode.UNAVAILABLE,
     "CANCELLED": grpc.StatusCode.CANCELLED,
+    "BOUNDS_CROSSED": grpc.StatusCode.INTERNAL,
 }
 """The gRPC status of each reason, a v1.ErrorReason's name without its prefix."""
 

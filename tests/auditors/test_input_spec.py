@@ -14,9 +14,9 @@ from onnx_auditors.input_map import InputMap
 from onnx_auditors.input_spec import resolve, sample_shape
 
 
-def model(*shape: int, classes: int = 10) -> v1.ModelSummary:
+def model(*shape: int, classes: int = 10, dtype: str = "float") -> v1.ModelSummary:
     return v1.ModelSummary(
-        inputs=[v1.TensorInfo(name="x", dtype="float", shape=[1, *shape])],
+        inputs=[v1.TensorInfo(name="x", dtype=dtype, shape=[1, *shape])],
         outputs=[v1.TensorInfo(name="y", dtype="float", shape=[1, classes])],
     )
 
@@ -81,6 +81,23 @@ def test_uint8_defaults() -> None:
     assert (list(spec.mean), list(spec.std)) == ([0.0], [1.0])
     assert spec.channel_order == v1.CHANNEL_ORDER_SAME
     assert (spec.input_name, len(notes)) == ("x", 3)
+
+
+def test_models_that_take_bytes() -> None:
+    """They get stored bytes as they are, from a box of [0, 1]; a box of two levels is refused."""
+    takes_bytes, byte_probes = model(7, dtype="uint8"), probes(7)
+    spec, notes = resolve(v1.InputSpec(), takes_bytes, byte_probes)
+    assert (spec.divisor, list(spec.upper)) == (255.0, [1.0])
+    assert any("as they are stored" in note for note in notes)
+    stored = np.arange(0, 252, 36, dtype=np.uint8)[None]
+    input_map = InputMap(spec, takes_bytes, byte_probes)
+    fed = input_map(torch.from_numpy(input_map.to_probe_space(stored)))
+    np.testing.assert_allclose(fed.numpy(), stored, atol=1e-4)
+    with pytest.raises(ProbesDoNotFit, match=r"is of uint8, .* 1 wide there; give std"):
+        resolve(v1.InputSpec(), takes_bytes, probes(7, dtype="float32", high=0.9))
+    own = v1.InputSpec(lower=[0], upper=[255])
+    spec, _ = resolve(own, takes_bytes, probes(7, dtype="float32"))
+    assert list(spec.std) == [1.0]
 
 
 def test_float_defaults() -> None:

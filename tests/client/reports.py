@@ -8,6 +8,7 @@ from onnx_audit import v1
 
 ARTEFACT = b"adversarial examples" * 200
 TRAINING = b"inputs and labels" * 100
+ROUNDED = b"bytes and labels" * 50
 MODEL = "models/" + "1" * 64
 PROBES = "probes/" + "2" * 64
 
@@ -70,6 +71,26 @@ def distortion_section() -> v1.DistortionSection:
             size_bytes=len(ARTEFACT),
             media_type="application/vnd.safetensors",
         ),
+        black_box_searches=2,
+        black_box_runs=1234,
+        found_by_black_box=1,
+        rounded=v1.RoundedDistortion(
+            confirmed=2,
+            mean=estimate(0.5, 0.2, 1, 2),
+            median=estimate(0.625, 0.2, 1, 3),
+            mean_ratio=estimate(1.125, 1, 1.25, 2),
+            training_set=v1.BlobRef(
+                sha256=hashlib.sha256(ROUNDED).hexdigest(),
+                size_bytes=len(ROUNDED),
+                media_type="application/vnd.safetensors",
+            ),
+        ),
+        certified=v1.CertifiedDistortion(
+            certified=2,
+            found_over_lower=estimate(1.0625, 1.01, 1.2, 2),
+            exact=2,
+            found_over_optimum=estimate(1.03125, 1, 1.1, 2),
+        ),
         training_set=v1.BlobRef(
             sha256=hashlib.sha256(TRAINING).hexdigest(),
             size_bytes=len(TRAINING),
@@ -86,6 +107,33 @@ def distortion_section() -> v1.DistortionSection:
         misclassified=1,
         norms=[norm],
         dimension=64,
+        levels=255,
+        hidden=[
+            v1.HiddenDistortion(
+                value="/features/layer.3/block.0/activation/Relu_output_0",
+                norm=v1.NORM_L2,
+                op_type="Relu",
+                dimension=128,
+                depth=0.5,
+                quantiles=[v1.Quantile(probability=0.5, estimate=estimate(2.25, 1, 3, 3))],
+                relative_quantiles=[v1.Quantile(probability=0.5, estimate=estimate(0.1875, 0, 1))],
+                found=3,
+            )
+        ],
+        noise=[
+            v1.NoiseDistortion(
+                kind=v1.NOISE_KIND_SALT_AND_PEPPER,
+                scale=[v1.Quantile(probability=0.5, estimate=estimate(0.375, 0.25, 0.5, 3))],
+                unmoved=1,
+                sizes=[
+                    v1.NoiseSize(
+                        norm=v1.NORM_L2,
+                        size=estimate(6.5, 5, 8, 3),
+                        ratio=estimate(13.5, 10, 20, 2),
+                    )
+                ],
+            )
+        ],
     )
 
 

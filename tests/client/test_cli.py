@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import signal
@@ -17,16 +18,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from google.protobuf import json_format
+from rich.console import Console
 from tests.client.clients import FAST
 from tests.client.fake_service import FakeService, rich_status, serving
 from tests.client.models import write_model
-from tests.client.reports import ARTEFACT, TRAINING, distortion_section, full_report
+from tests.client.reports import ARTEFACT, ROUNDED, TRAINING, distortion_section, full_report
 
 import onnx_audit
 from onnx_audit import Client, v1
 from onnx_audit.cli import options
 from onnx_audit.cli.app import cli
 from onnx_audit.cli.demo import findings
+from onnx_audit.cli.distortion_view import print_distortion
 from onnx_audit.cli.output import as_dict
 
 COMMANDS = [
@@ -53,6 +56,7 @@ def ready(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> FakeService:
     report = full_report()
     service.blobs[report.distortion.norms[0].artefact.sha256] = ARTEFACT
     service.blobs[report.distortion.norms[0].training_set.sha256] = TRAINING
+    service.blobs[report.distortion.norms[0].rounded.training_set.sha256] = ROUNDED
     service.reports["audits/1/report"] = report
     service.events = [
         v1.AuditEvent(
@@ -105,6 +109,7 @@ def test_run_prints_a_summary_and_leaves_report_and_examples(
     assert "max_absolute_difference" not in text or "clean_accuracy" in text
     assert (out / "distortion-l2.safetensors").read_bytes() == ARTEFACT
     assert (out / "distortion-l2-training.safetensors").read_bytes() == TRAINING
+    assert (out / "distortion-l2-training-rounded.safetensors").read_bytes() == ROUNDED
     audit = ready.audits["audits/1"]
     assert (audit.seed, audit.timeout.seconds) == (7, 120)
     assert audit.auditors == v1.AuditorConfigs(distortion=v1.DistortionConfig(max_probes=3))
@@ -246,6 +251,45 @@ def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Pa
         v1.DistortionConfig(budget=100, target_mode=given, target_class=3),
         v1.DistortionConfig(budget=100, target_mode=every),
     ]
+
+
+def test_what_stands_beside_distortion_is_asked_for(
+    ready: FakeService, address: str, files: tuple[Path, Path]
+) -> None:
+    """Noise, hidden values and budgets become fields; options replace what the file says."""
+    config = files[0].parent / "audit.yaml"
+    config.write_text("distortion: {hidden_count: 5, exact_probes: 9, noise_draws: 64}\n")
+    run_audit(address, files, "--config", config, "--hidden-values", "a,b", "--exact-probes", 0)
+    run_audit(address, files, "--hidden-values", "auto", "--noise", "gaussian,salt-and-pepper")
+    run_audit(address, files, "--hidden-values", 7, "--black-box-runs", 50, "--noise-draws", 16)
+    asked = [ready.audits[f"audits/{number}"].auditors.distortion for number in range(1, 4)]
+    assert asked == [
+        v1.DistortionConfig(hidden_values=["a", "b"], exact_probes=0, noise_draws=64),
+        v1.DistortionConfig(
+            hidden_count=3, noise=[v1.NOISE_KIND_GAUSSIAN, v1.NOISE_KIND_SALT_AND_PEPPER]
+        ),
+        v1.DistortionConfig(hidden_count=7, black_box_runs=50, noise_draws=16),
+    ]
+    for option, value in (("--noise", "pink"), ("--black-box-runs", 19), ("--hidden-values", ",")):
+        assert run_audit(address, files, option, value).exit_code == 2
+
+
+def test_a_section_fits_a_narrow_terminal() -> None:
+    """At 80 columns nothing is cut: every figure beside the distortions is there."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_distortion(console, distortion_section())
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for figure in (
+        "by answers alone: 2 probes, 1,234 model runs, nearest for 1",
+        "1.12 [1, 1.25]",
+        "1.06 [1.01, 1.2]",
+        "1.03 [1, 1.1]",
+        "salt and pepper   0.375 [0.25, 0.5]   L2     6.5 [5, 8]    13.5 [10, 20]",
+        "…3/block.0/activation/Relu_output_0"[-23:],
+        "2.25 [1, 3]   0.188 [0, 1]",
+    ):
+        assert figure in text
 
 
 @pytest.mark.parametrize(
@@ -403,3 +447,26 @@ def test_interrupt_cancels_the_audit(tmp_path: Path, files: tuple[Path, Path]) -
         assert process.wait(30) == 3
     assert any("cancelling audits/1" in line for line in rest)
     assert any("was cancelled" in line for line in rest)
+
+
+def test_a_linear_head_from_options_to_the_printed_report(
+    ready: FakeService, address: str, files: tuple[Path, Path]
+) -> None:
+    """`--head` asks for one, its settings need it, and the report says what it was fitted on."""
+    head = v1.LinearHeadConfig(value="code", method=v1.HEAD_METHOD_RIDGE, l2=0.001)
+    ready.reports["audits/1/report"].linear_head.CopyFrom(
+        v1.LinearHead(config=head, features=12, classes=10, probe_count=300, sha256="3" * 64)
+    )
+    result = run_audit(address, files, "--head", "code", "--head-method", "softmax")
+    assert result.exit_code == 0, result.output
+    asked = v1.LinearHeadConfig(value="code", method=v1.HEAD_METHOD_SOFTMAX)
+    assert ready.audits["audits/1"].linear_head == asked
+    printed = " ".join(result.stdout.split())
+    assert "on code, ridge, l2 0.001: 12 features, 10 classes" in printed
+    assert run_audit(address, files, "--head", "auto", "--head-l2", "0.5").exit_code == 0
+    assert ready.audits["audits/2"].linear_head == v1.LinearHeadConfig(l2=0.5)
+    assert run_audit(address, files).exit_code == 0
+    assert not ready.audits["audits/3"].HasField("linear_head")
+    lone = run_audit(address, files, "--head-method", "ridge")
+    assert lone.exit_code == 2
+    assert "--head-method is a setting of the linear head; add --head" in lone.stderr

@@ -252,3 +252,44 @@ def test_the_auditors_that_are_not_there_say_so(
     with pytest.raises(Unimplemented):
         client.audit(model, probe_set, auditors=("distortion", "units"))
     assert len(list(client.audits())) == before
+
+
+def test_a_linear_head_is_in_the_report(client: Client, model: v1.Model) -> None:
+    """A head on a hidden value is fitted, kept in the report and covered by its digest."""
+    inputs = models.probes(24, 16)
+    probe_set = client.upload_probes(inputs, labels=inputs[:, :3].argmax(1))
+    head = v1.LinearHeadConfig(value="a0", method=v1.HEAD_METHOD_SOFTMAX, l2=0.01)
+    audits = [
+        client.wait(client.audit(model, probe_set, auditors=QUICK, linear_head=head))
+        for _ in range(2)
+    ]
+    report, again = (client.report(audit) for audit in audits)
+    assert audits[0].linear_head == report.linear_head.config == head
+    assert report.linear_head.training_accuracy.value > 0.5
+    assert report.digest == again.digest
+    assert [warning.code for warning in report.warnings].count("LINEAR_HEAD") == 1
+    failed = client.audit(
+        model, probe_set, auditors=QUICK, linear_head=v1.LinearHeadConfig(value="a00")
+    )
+    with pytest.raises(AuditFailed, match="no value 'a00'; near are a0"):
+        client.wait(failed)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "field"),
+    [
+        (v1.LinearHeadConfig(), None, "audit.linear_head"),
+        (v1.LinearHeadConfig(), [2, 2, 2], "audit.linear_head"),
+        (v1.LinearHeadConfig(l2=-1), [0, 1, 2], "audit.linear_head.l2"),
+        (v1.LinearHeadConfig(l2=float("nan")), [0, 1, 2], "audit.linear_head.l2"),
+        (v1.LinearHeadConfig(method=9), [0, 1, 2], "audit.linear_head.method"),  # type: ignore[arg-type] # wrong on purpose
+    ],
+)
+def test_a_head_that_cannot_be_fitted(
+    client: Client, model: v1.Model, head: v1.LinearHeadConfig, labels: list[int] | None, field: str
+) -> None:
+    """Labels and settings are checked before an audit is accepted."""
+    probes = client.upload_probes(np.zeros((3, 16), np.float32), labels=labels)
+    with pytest.raises(InvalidRequest) as caught:
+        client.audit(model, probes, linear_head=head)
+    assert [violation.field for violation in caught.value.field_violations] == [field]

@@ -1,45 +1,166 @@
-"""The files beside the section: all examples, and those to train on."""
+"""The files beside the section: all examples, and those to train on.
+
+They are written shard by shard, so that no more than one shard's examples are in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save as to_safetensors
 
-from onnx_auditors.distortion.table import Table
+from onnx_audit import v1
+from onnx_auditors.context import Context
+from onnx_auditors.distortion.table import Bools, Part, Table
 
 MEDIA_TYPE = "application/vnd.safetensors"
-_INTEGERS = ("probe", "label", "clean_prediction", "adversarial_prediction", "outcome")
+_INTEGERS = (
+    "probe", "label", "clean_prediction", "adversarial_prediction", "outcome", "found_by",
+    "black_box_runs",
+)  # fmt: skip
 _FLOATS = ("distance", "rms", "clean_confidence", "adversarial_confidence")
+_CODES = {"<f4": "F32", "<f8": "F64", "<i8": "I64", "|u1": "U8"}
+_ALIGNMENT = 8
+_LARGEST_BYTE = 255
+
+Array = npt.NDArray[Any]
 
 
-def examples(table: Table, originals: npt.NDArray[np.float32]) -> bytes:
-    """Returns a safetensors blob with a row for every audited probe.
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is made block by block.
+
+    Attributes:
+        dtype: Element type, as numpy writes it.
+        shape: Its shape.
+        blocks: Makes the rows in order, however many at a time.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Array]]
+
+
+class Files:
+    """The files of one norm.
 
     Args:
-        table: The results of n probes.
-        originals: The probes in probe space, float32 [n, ...].
+        context: Probes and box.
+        table: The results of all n probes.
+        parts: The results shard by shard, examples included; each is looked at by itself.
     """
-    found = table.examples(originals.shape[1:])
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        **{name: table.integers(name) for name in _INTEGERS},
-        **{name: table.floats(name) for name in _FLOATS},
-        "target": table.target,
-        "original": originals,
-        "example": found,
-        "perturbation": found - originals,
-    }
-    if table.class_distance is not None:
-        tensors["class_distance"] = table.class_distance
-    return to_safetensors(tensors)
+
+    def __init__(self, context: Context, table: Table, parts: Sequence[Part]) -> None:
+        self._context, self._table, self._parts = context, table, parts
+        self._shape = tuple(context.input_map.probe_shape)
+
+    def examples(self) -> Iterator[bytes]:
+        """Returns a safetensors file with a row for every audited probe, in pieces."""
+        table, rows = self._table, (len(self._table.rows), *self._shape)
+
+        def originals() -> Iterator[Array]:
+            return (original for original, _ in self._pairs("examples"))
+
+        tensors = {name: _whole(table.integers(name)) for name in _INTEGERS}
+        tensors |= {name: _whole(table.floats(name)) for name in _FLOATS}
+        tensors["target"] = _whole(table.target)
+        tensors["original"] = Tensor("<f4", rows, originals)
+        tensors["example"] = Tensor("<f4", rows, lambda: (e for _, e in self._pairs("examples")))
+        tensors["perturbation"] = Tensor(
+            "<f4", rows, lambda: (e - original for original, e in self._pairs("examples"))
+        )
+        if table.class_distance is not None:
+            tensors["class_distance"] = _whole(table.class_distance)
+        if table.rounded_distance is not None:
+            tensors["rounded_distance"] = _whole(table.rounded_distance)
+            tensors["rounded_example"] = Tensor(
+                "<f4", rows, lambda: (e for _, e in self._pairs("rounded_examples"))
+            )
+        if (table.certified & ~np.isnan(table.certified_lower)).any():
+            tensors["certified_lower"] = _whole(table.certified_lower)
+            tensors["optimum"] = _whole(table.optimum)
+        return written(tensors)
+
+    def training_set(self) -> Iterator[bytes] | None:
+        """Returns the confirmed examples and their right labels as a probe set; None without."""
+        return self._probe_set("examples", self._table.confirmed, None)
+
+    def rounded_training_set(self) -> Iterator[bytes] | None:
+        """Returns the same of whole levels; uint8 as the probes are, where that holds them."""
+        context, divisor = self._context, self._context.spec.divisor
+        ends = [end * divisor for end in (*context.spec.lower, *context.spec.upper)]
+        fits = min(ends) >= 0 and max(ends) <= _LARGEST_BYTE
+        bytewise = context.summary.dtype == "uint8" and fits
+        return self._probe_set(
+            "rounded_examples", self._table.rounded, divisor if bytewise else None
+        )
+
+    def _probe_set(
+        self, field: str, chosen: Bools, divisor: float | None
+    ) -> Iterator[bytes] | None:
+        if not chosen.any():
+            return None
+        shape = (int(chosen.sum()), *self._shape)
+
+        def inputs() -> Iterator[Array]:
+            begin = 0
+            for _, found in self._pairs(field):
+                rows = found[chosen[begin : begin + len(found)]]
+                begin += len(found)
+                yield rows if divisor is None else np.rint(rows * divisor).astype(np.uint8)
+
+        dtype = "<f4" if divisor is None else "|u1"
+        labels = _whole(self._table.label[chosen])
+        return written({"inputs": Tensor(dtype, shape, inputs), "labels": labels})
+
+    def _pairs(self, field: str) -> Iterator[tuple[Array, Array]]:
+        """Yields probes and examples in probe space, shard by shard."""
+        for part in self._parts:
+            rows = np.array([probe.probe for probe in part.probes], dtype=np.int64)
+            found = np.frombuffer(getattr(part, field), dtype="<f4")
+            yield self._context.inputs(rows), found.reshape(len(rows), *self._shape)
 
 
-def training_set(table: Table, probe_shape: Sequence[int]) -> bytes | None:
-    """Returns the confirmed examples with their right labels as a probe set; None without any."""
-    chosen = table.confirmed
-    if not chosen.any():
-        return None
-    inputs = np.ascontiguousarray(table.examples(probe_shape)[chosen])
-    return to_safetensors({"inputs": inputs, "labels": table.label[chosen]})
+def written(tensors: dict[str, Tensor]) -> Iterator[bytes]:
+    """Yields a safetensors file in pieces: the length of its header, the header, the tensors.
+
+    Those with the longest elements come first, so that all are aligned.
+    """
+    names = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
+    header, end = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        for block in tensors[name].blocks():
+            yield np.ascontiguousarray(block, dtype=tensors[name].dtype).tobytes()
+
+
+def _whole(values: Array) -> Tensor:
+    return Tensor(values.dtype.str, values.shape, lambda: [values])
+
+
+class NormParts(Sequence[Part]):
+    """The results of one norm, shard by shard; takes each from its partial when it is asked for."""
+
+    def __init__(self, partials: Sequence[v1.DistortionPartial], number: int) -> None:
+        self._partials, self._number = partials, number
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - one part, or a slice that is never asked for
+        return self._partials[index].norms[self._number]
+
+    def __len__(self) -> int:
+        return len(self._partials)

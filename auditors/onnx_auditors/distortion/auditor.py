@@ -13,21 +13,21 @@ from onnx_audit import v1
 from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
-from onnx_auditors.distortion import section
-from onnx_auditors.distortion.batch import Batch, Indices, look
+from onnx_auditors.distortion import inside, section
+from onnx_auditors.distortion.attempts import Anchors
+from onnx_auditors.distortion.batch import squashed
 from onnx_auditors.distortion.memory import batch_rows
+from onnx_auditors.distortion.noise_level import DRAWS
 from onnx_auditors.distortion.projected import ANCHORED_BUDGET
-from onnx_auditors.distortion.searching import Anchors, Found, search
-from onnx_auditors.distortion.section import UNITS, warnings
-from onnx_auditors.distortion.table import SEARCHED
+from onnx_auditors.distortion.section import warnings
+from onnx_auditors.distortion.shard import Rows, Shard
 from onnx_auditors.errors import InvalidConfig
-from onnx_auditors.estimates import quantile
 
-_DEFAULT_BUDGET = 500
+_DEFAULT_BUDGET, _DEFAULT_RUNS, _EXACT_PROBES = 500, 1000, 32
 _SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
 _ANCHORS = 512
 _MOST_REPEATED, _REPEATED_SHARE = 32, 4
-_PROBE_SEED, _ANCHOR_SEED, _REPEATED_SEED = 1, 3, 5
+_PROBE_SEED, _ANCHOR_SEED, _REPEATED_SEED, _PROVED_SEED = 1, 3, 5, 9
 _MOST_CLASSES = 100
 """Beyond it, a search towards every other class would take longer than anybody waits."""
 
@@ -42,8 +42,8 @@ class DistortionAuditor:
         """Returns a copy with every default filled in.
 
         Raises:
-            InvalidConfig: Something that this version lacks, a number out of range, a target that
-                the model does not have, or more classes than can all be aimed at.
+            InvalidConfig: Something that this version lacks, a number out of range, a target or a
+                hidden value that the model does not have, or more classes than can all be aimed at.
         """
         configs.check(config)
         classes = context.network.classes
@@ -66,6 +66,11 @@ class DistortionAuditor:
             target_mode=config.target_mode or v1.TARGET_MODE_UNTARGETED,
             target_class=config.target_class if config.HasField("target_class") else None,
             methods=list(config.methods) or [v1.SEARCH_METHOD_PROJECTED],
+            black_box_runs=config.black_box_runs or _DEFAULT_RUNS,
+            hidden_values=inside.choose(context, config),
+            noise=list(config.noise),
+            noise_draws=config.noise_draws or DRAWS,
+            exact_probes=config.exact_probes if config.HasField("exact_probes") else _EXACT_PROBES,
         )
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
@@ -80,50 +85,16 @@ class DistortionAuditor:
 
         Raises:
             ModelFailed: ONNX Runtime could not run the model.
+            BoundsCrossed: An example contradicts a proof.
         """
-        rows, twice = _audited(config, context)
-        size = _shard_size(len(rows))
-        begin, end = shard * size, min((shard + 1) * size, len(rows))
-        rows, twice = rows[begin:end], twice[begin:end]
+        rows = _audited(config, context)
+        size = _shard_size(len(rows.probes))
+        begin, end = shard * size, min((shard + 1) * size, len(rows.probes))
         step = batch_rows(context)
         anchors = _anchors(context, step) if config.budget >= ANCHORED_BUDGET else None
-        parts = [v1.DistortionPartial.NormPartial(norm=norm) for norm in config.norms]
-        examples: list[list[bytes]] = [[] for _ in parts]
-        for first in range(0, len(rows), step):
-            chosen = slice(first, first + step)
-            batch = look(context, config, rows[chosen])
-            for i, part in enumerate(parts):
-                label, running = f"median {UNITS[part.norm]}", _running_median(part)
-
-                def tell(
-                    share: float,
-                    begun: float = first + i / len(parts) * len(batch.rows),
-                    length: float = len(batch.rows) / len(parts),
-                    running: v1.Estimate | None = running,
-                    label: str = label,
-                ) -> None:
-                    # The whole is only reported done once its last figure is there.
-                    done = min(begun + share * length, math.nextafter(len(rows), 0))
-                    progress(done, len(rows), running, label)
-
-                found = search(
-                    context,
-                    config,
-                    batch,
-                    part.norm,
-                    twice=twice[chosen],
-                    anchors=anchors,
-                    size=step,
-                    progress=tell,
-                )
-                _add(part, batch, found, first)
-                examples[i].append(found.examples.tobytes())
-                done = first + len(batch.rows) * (i + 1) / len(parts)
-                progress(done, len(rows), _running_median(part), label)
-        for part, blocks in zip(parts, examples, strict=True):
-            part.examples = b"".join(blocks)
-        dimension = math.prod(context.input_map.probe_shape)
-        return v1.DistortionPartial(begin=begin, end=end, norms=parts, dimension=dimension)
+        partial = Shard(config, context, anchors, step, progress).run(rows.part(slice(begin, end)))
+        partial.begin, partial.end = begin, end
+        return partial
 
     def merge(
         self,
@@ -136,16 +107,22 @@ class DistortionAuditor:
         return section.merge(config, context, partials, save)
 
     def warnings(self, section: v1.DistortionSection, context: Context) -> list[v1.ReportWarning]:
-        """Says whether the model's errors on the probes themselves look like a wrong input spec."""
-        return warnings(section, context.network.classes)
-
-
-def _running_median(part: v1.DistortionPartial.NormPartial) -> v1.Estimate | None:
-    """Returns the median distance of the probes that were searched so far; None before any."""
-    if not part.probes:
-        return None
-    right = [p.distance for p in part.probes if p.outcome in SEARCHED]
-    return quantile(np.array(right, dtype=np.float64), 0.5, UNITS[part.norm])
+        """Says what a reader must know: errors without a change, no gradients, no classes."""
+        found = warnings(section, context.network.classes)
+        entries = math.prod(context.input_map.probe_shape)
+        if context.network.classes == entries and not squashed(context):
+            found.append(
+                v1.ReportWarning(
+                    code="OUTPUT_LIKE_INPUT",
+                    message=(
+                        f"output '{context.network.output}' has as many entries as a probe "
+                        f"({entries}), and each was taken for a class. If the model gives its "
+                        "input back (an autoencoder), the figures say nothing about it: audit it "
+                        "with a linear head on one of its values"
+                    ),
+                )
+            )
+        return found
 
 
 def _probe_count(config: v1.DistortionConfig, context: Context) -> int:
@@ -159,20 +136,27 @@ def _shard_size(count: int) -> int:
     return min(_SHARD_PROBES, -(-count // _SHARDS))
 
 
-def _audited(
-    config: v1.DistortionConfig, context: Context
-) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Returns the indices of the audited probes, rising, and which are searched twice."""
+def _audited(config: v1.DistortionConfig, context: Context) -> Rows:
+    """Returns the audited probes, rising, and which of them get more work than the others."""
     total, count = context.summary.count, _probe_count(config, context)
     rows = np.arange(total)
     if count < total:
         rng = np.random.default_rng([context.seed, _PROBE_SEED])
         rows = np.sort(rng.choice(total, size=count, replace=False))
     repeated = min(_MOST_REPEATED, -(-count // _REPEATED_SHARE))
-    rng = np.random.default_rng([context.seed, _REPEATED_SEED])
-    twice = np.zeros(count, dtype=bool)
-    twice[rng.choice(count, size=repeated, replace=False)] = True
-    return rows, twice
+    return Rows(
+        rows,
+        twice=_some(context, _REPEATED_SEED, count, repeated),
+        proved=_some(context, _PROVED_SEED, count, min(count, config.exact_probes)),
+    )
+
+
+def _some(context: Context, purpose: int, count: int, chosen: int) -> npt.NDArray[np.bool_]:
+    """Marks some of the audited probes, drawn with the audit's seed."""
+    rng = np.random.default_rng([context.seed, purpose])
+    marked = np.zeros(count, dtype=bool)
+    marked[rng.choice(count, size=chosen, replace=False)] = True
+    return marked
 
 
 def _anchors(context: Context, step: int) -> Anchors:
@@ -184,29 +168,3 @@ def _anchors(context: Context, step: int) -> Anchors:
     with torch.no_grad():
         answers = [context.logits(block).argmax(1) for block in torch.split(points, step)]
     return points, torch.cat(answers)
-
-
-def _add(part: v1.DistortionPartial.NormPartial, batch: Batch, found: Found, first: int) -> None:
-    """Adds what was found for a batch, which begins at a position of the shard."""
-    part.probes.extend(
-        v1.ProbeDistortion(
-            probe=int(batch.rows[i]),
-            outcome=v1.ProbeOutcome.ValueType(int(found.outcome[i])),
-            label=int(batch.labels[i]),
-            clean_prediction=int(batch.clean[i]),
-            adversarial_prediction=int(found.predictions[i]),
-            distance=float(found.distance[i]),
-            rms=float(found.rms[i]),
-            evaluations=int(found.spent[i]),
-            target=int(batch.targets[i]) if batch.targets[i] >= 0 else None,
-            clean_confidence=float(batch.confidence[i]),
-            adversarial_confidence=float(found.confidence[i]),
-            gradient_vanishes=bool(batch.vanishes[i]),
-        )
-        for i in range(len(batch.rows))
-    )
-    if found.by_class is not None:
-        part.class_distances += found.by_class.tobytes()
-    again = np.flatnonzero(~np.isnan(found.again))
-    part.repeated_positions.extend((again + first).tolist())
-    part.repeated_distances.extend(found.again[again].tolist())

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onnx_audit import v1
 from onnx_auditors.context import Context
+from onnx_auditors.distortion.gradients import vanishing
 from onnx_auditors.network.outputs import Column
 
 _SUMS_TO_ONE = 1e-2
@@ -96,24 +96,6 @@ def confidence(
     chances = np.where(given[:, None], wide, powers / powers.sum(axis=1, keepdims=True))
     picked: npt.NDArray[np.float64] = chances[np.arange(len(labels)), labels]
     return picked
-
-
-def vanishing(
-    context: Context, inputs: npt.NDArray[np.float32], labels: Indices
-) -> npt.NDArray[np.bool_]:
-    """Returns whether the gradient of the margin is all zero or not finite at inputs, bool [n].
-
-    The margin is the score of the label less the largest other.
-    """
-    leaf = torch.from_numpy(inputs).to(context.device).requires_grad_()
-    own = torch.from_numpy(labels).to(context.device)[:, None]
-    scores = context.logits(leaf)
-    others = scores.scatter(1, own, -torch.inf).amax(1)
-    (gradient,) = torch.autograd.grad((scores.gather(1, own)[:, 0] - others).sum(), leaf)
-    flat = gradient.flatten(1)
-    useless = (flat == 0).all(1) | ~flat.isfinite().all(1)
-    found: npt.NDArray[np.bool_] = useless.cpu().numpy()
-    return found
 
 
 def _targets(config: v1.DistortionConfig, scores: npt.NDArray[np.float32]) -> Indices:

@@ -86,7 +86,7 @@ def small_model(
     """
     if math.prod(shape) > MOST_INPUTS or network.classes > MOST_CLASSES:
         return None
-    layers = _ancestors(network.layers, network.logits)
+    layers = ancestors(network.layers, network.logits)
     bent = [layer for layer in layers if not layer.linear]
     if len(bent) > 1 or any(layer.op_type != "Relu" for layer in bent):
         return None
@@ -117,6 +117,7 @@ def exact(
     *,
     box: tuple[float | Floats, float | Floats] = (0.0, 1.0),
     known: npt.NDArray[np.floating] | None = None,
+    slack: float = 0.0,
 ) -> Exact:
     """Returns the smallest changes of inputs that change the answer, with lower bounds.
 
@@ -132,6 +133,8 @@ def exact(
         box: Finite lower and upper end, numbers or arrays that broadcast to an input.
         known: Examples [n, ...] that spare the search what is farther; those that are not
             adversarial are ignored.
+        slack: What a logit may still lack of the other for the answer to count as changed. With a
+            bound of the rounding errors of two logits, `lower` holds for the rounded model too.
 
     Raises:
         ValueError: A norm that is not offered, or a box without an end.
@@ -146,7 +149,8 @@ def exact(
     sets = _conditions(model, x, labels, targets)
     offers = None if known is None else known.reshape(x.shape).astype(np.float64) - x
     for i, conditions in enumerate(sets):
-        problems = [_problem(model, x[i], c, lower[i] - x[i], upper[i] - x[i]) for c in conditions]
+        ends = lower[i] - x[i], upper[i] - x[i]
+        problems = [_problem(model, x[i], c, *ends, slack) for c in conditions]
         trials = [np.zeros_like(x[i])] if offers is None else [np.zeros_like(x[i]), offers[i]]
         for trial in trials:
             inside = (lower[i] <= x[i] + trial).all() and (x[i] + trial <= upper[i]).all()
@@ -183,9 +187,9 @@ def _conditions(
 
 
 def _problem(
-    model: SmallModel, x: Floats, condition: Floats, lower: Floats, upper: Floats
+    model: SmallModel, x: Floats, condition: Floats, lower: Floats, upper: Floats, slack: float
 ) -> Problem:
-    outer, offset = condition @ model.outer, condition @ model.outer_bias
+    outer, offset = condition @ model.outer, condition @ model.outer_bias + slack
     if model.inner is None or model.inner_bias is None:
         none = np.zeros((len(condition), 0))
         return Problem(
@@ -200,7 +204,7 @@ def _size(change: Floats, norm: str) -> float:
     return float(NORMS[norm].size(torch.from_numpy(change)[None])[0])
 
 
-def _ancestors(layers: list[Layer], value: str) -> list[Layer]:
+def ancestors(layers: list[Layer], value: str) -> list[Layer]:
     """Returns the layers that a value is made by, in order."""
     needed, found = {value}, []
     for layer in reversed(layers):

@@ -107,3 +107,38 @@ def stability(table: Table, seed: int) -> v1.SearchStability:
         repeated=len(found),
         found_once=int((found == 1).sum()),
     )
+
+
+def rounded(
+    table: Table, unit: str, seed: int, training_set: v1.BlobRef | None
+) -> v1.RoundedDistortion | None:
+    """Returns the figures of examples of whole levels; None where inputs have no levels."""
+    if table.rounded_distance is None:
+        return None
+    found = table.rounded
+    distance = table.rounded_distance
+    return v1.RoundedDistortion(
+        confirmed=int(found.sum()),
+        mean=mean(distance[found], unit, seed),
+        median=quantile(distance[table.searched], 0.5, unit),
+        mean_ratio=mean(distance[found] / table.distance[found], "1", seed),
+        training_set=training_set,
+    )
+
+
+def certified(table: Table, seed: int) -> v1.CertifiedDistortion | None:
+    """Returns found distances beside what is proved; None where nothing is."""
+    chosen = table.certified & table.searched
+    if not chosen.any():
+        return None
+    lower, optimum, distance = table.certified_lower, table.optimum, table.distance
+    bounded = chosen & table.confirmed & (lower > 0)
+    known = chosen & ~np.isnan(optimum)
+    compared = known & table.confirmed & (optimum > 0)
+    return v1.CertifiedDistortion(
+        certified=int((chosen & (lower > 0)).sum()),
+        found_over_lower=mean(distance[bounded] / lower[bounded], "1", seed),
+        exact=int(known.sum()),
+        found_over_optimum=mean(distance[compared] / optimum[compared], "1", seed),
+        none_exists=int((chosen & np.isinf(lower)).sum()),
+    )

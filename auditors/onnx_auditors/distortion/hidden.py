@@ -36,7 +36,7 @@ class Hidden:
         result: Changed values, their distances and evaluations.
         relative: Float64 [n], distance over the norm of the value itself; inf where no change was
             found, NaN where value and distance are both 0.
-        box: The ends between which changed values were looked for, each [...].
+        box: The ends between which changed values were looked for, each [n, ...].
     """
 
     value: Tensor
@@ -72,7 +72,7 @@ def hidden(
         norm: "l2", "linf", "l1" or "l0".
         budget: Gradient evaluations per input.
         box: Lower and upper end that broadcast to the value of one input; `value_box` of these
-            inputs if None.
+            inputs if None. It is widened to hold the values themselves.
         targets: Int64 [n], the classes that the answer has to become; any but the label if None.
         seed: Seed of the noise; or one for each input.
         progress: Told from time to time which share of the budget is spent.
@@ -83,8 +83,8 @@ def hidden(
     """
     with torch.no_grad():
         at = network.values(inputs, [value])[value]
-    if box is None:
-        box = value_box(network, value, at)
+    lower, upper = value_box(network, value, at) if box is None else box
+    box = torch.minimum(lower, at), torch.maximum(upper, at)
     result = minimal(
         lambda h: network.from_value(value, h),
         at,

@@ -2,8 +2,9 @@
 
 It minimises c ||r||^2 + loss(x + r) over the changes r that keep x + r in the box, with the
 cross-entropy to the class aimed at as the loss, and looks for the largest c whose minimiser still
-reaches that class. A step of L-BFGS moves the entries that no end of the box holds, and is cut off
-at the box (projected quasi-Newton methods; Schmidt, Kim and Sra 2012).
+reaches that class; then again, from there, with a sharper loss. A step of L-BFGS moves the entries
+that no end of the box holds, and is cut off at the box (projected quasi-Newton methods; Schmidt,
+Kim and Sra 2012).
 
 All pairs of a probe and a class run in one batch without a barrier: each evaluation of the network
 serves every pair in its own phase, be it a trial of its line search or the first look at another c.
@@ -23,8 +24,11 @@ from onnx_auditors.distortion.search import Search
 
 RIVALS, RIVAL_BUDGET = 4, 60
 """Most classes that a probe is taken to, and the evaluations that one of them should have."""
-SHARPNESS = 100.0
-"""Excess of the probe itself in the loss, to which its logits are scaled."""
+SHARPNESS = 10.0
+"""Excess of the probe itself in the loss, to which its logits are scaled at first."""
+SHARPENED, SHARPER = 2, 8.0
+"""How often the search over c goes on with a sharper loss, and the factor of the logits then: a
+smooth loss leads to better minima, a sharp one ends nearer to the boundary itself."""
 MEMORY = 6
 """Pairs of differences that are kept."""
 CURVED = 1e-8
@@ -116,6 +120,8 @@ class _Pairs:
         lower, upper: Ends of the box, seen from the probe, [k, d].
         at: The current point.
         first: Excess of the probe itself, [k].
+        sharpness: Factor of the logits in the loss, [k].
+        sharpened: How often it has grown, [k].
         c: Weight of ||r||^2, [k].
         low, high: The largest c that reached the class, or 0; the least that failed, or inf, [k].
         reached: The minimiser for `low`.
@@ -131,6 +137,8 @@ class _Pairs:
     upper: Tensor
     at: _Point
     first: Tensor
+    sharpness: Tensor
+    sharpened: Tensor
     c: Tensor
     low: Tensor
     high: Tensor
@@ -147,9 +155,10 @@ class _Pairs:
         take = partial(torch.index_select, dim=0, index=chosen)
         return _Pairs(
             take(self.rows), take(self.rival), take(self.lower), take(self.upper),
-            self.at.pick(chosen), take(self.first), take(self.c), take(self.low), take(self.high),
-            self.reached.pick(chosen), take(self.length), take(self.gain), take(self.steps),
-            take(self.tries), self.s.index_select(1, chosen), self.y.index_select(1, chosen),
+            self.at.pick(chosen), take(self.first), take(self.sharpness), take(self.sharpened),
+            take(self.c), take(self.low), take(self.high), self.reached.pick(chosen),
+            take(self.length), take(self.gain), take(self.steps), take(self.tries),
+            self.s.index_select(1, chosen), self.y.index_select(1, chosen),
         )  # fmt: skip
 
     def slope(self) -> Tensor:
@@ -166,12 +175,13 @@ def _begin(search: Search, rows: Tensor, rival: Tensor) -> _Pairs:
     """Starts at the probes; a linear loss falls to 0 halfway to the minimiser for the first c."""
     x = search.origin[rows]
     first = search.excess(search.scores(x, rows), rows).clamp_min(TINY)
-    loss = search.cross_entropy(x, rows, rival, SHARPNESS / first)
+    sharpness = SHARPNESS / first
+    loss = search.cross_entropy(x, rows, rival, sharpness)
     at = _Point(torch.zeros_like(x), loss.value, loss.gradient, loss.excess)
     zero, count = torch.zeros_like(loss.value), torch.zeros_like(rows)
     memory = x.new_zeros(MEMORY, *x.shape)
     pairs = _Pairs(
-        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, first,
+        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, first, sharpness, count,
         zero, zero, zero + torch.inf, at, zero + 1, zero, count, count, memory, memory.clone(),
     )  # fmt: skip
     reachable = loss.gradient * pairs.free(loss.gradient)
@@ -213,14 +223,14 @@ def _try(search: Search, pairs: _Pairs, direction: Tensor, slot: int) -> None:
     r = torch.addcmul(pairs.at.r, direction, pairs.length[:, None])
     r = torch.minimum(torch.maximum(r, pairs.lower), pairs.upper)
     x = search.clip(search.origin[pairs.rows] + r, pairs.rows)
-    loss = search.cross_entropy(x, pairs.rows, pairs.rival, SHARPNESS / pairs.first)
+    loss = search.cross_entropy(x, pairs.rows, pairs.rival, pairs.sharpness)
     search.offer(x, pairs.rows, loss.excess < 0)
     s = r - pairs.at.r
     pairs.s[slot] = s
     pairs.y[slot] = (loss.gradient - pairs.at.gradient).addcmul_(s, pairs.c[:, None], value=2)
     descent = _dot(pairs.slope(), s)
     rise = loss.value - pairs.at.value + pairs.c * _dot(s, r + pairs.at.r)
-    accepted = (rise <= ARMIJO * descent) & (descent < 0)
+    accepted = (rise <= ARMIJO * descent) & (descent < 0) | pairs.at.value.isinf()
     pairs.at = pairs.at.replaced(accepted, _Point(r, loss.value, loss.gradient, loss.excess))
     # The minimum of the parabola through what is known along the step.
     shorter = (-descent / (2 * (rise - descent)).clamp_min(TINY)).clamp(*SHRINK)
@@ -246,8 +256,28 @@ def _choose(pairs: _Pairs) -> Tensor:
     pairs.steps = torch.where(settled, 0, pairs.steps)
     pairs.tries = torch.where(settled, 0, pairs.tries)
     near = success & (-pairs.at.excess < NEAR * pairs.first)
-    going: Tensor = ~near & (pairs.high > CLOSE * pairs.low) & (c > TINY)
-    return going
+    ended = near | (pairs.high <= CLOSE * pairs.low) | (c <= TINY)
+    again = ended & (pairs.sharpened < SHARPENED)
+    _sharpen(pairs, again)
+    return ~ended | again
+
+
+def _sharpen(pairs: _Pairs, again: Tensor) -> None:
+    """Begins the search over c anew from where it ended, with a sharper loss, for some pairs [k].
+
+    A steeper margin needs a larger c; the differences of slopes grow about as much.
+    """
+    factor = torch.where(again, SHARPER, torch.ones_like(pairs.c))
+    pairs.sharpness = factor * pairs.sharpness
+    pairs.c = factor * torch.where(again & (pairs.low > 0), pairs.low, pairs.c)
+    pairs.y *= factor[:, None]
+    pairs.at = pairs.at.replaced(again & (pairs.low > 0), pairs.reached)
+    pairs.low = torch.where(again, torch.zeros_like(pairs.low), pairs.low)
+    pairs.high = pairs.high.masked_fill(again, torch.inf)
+    # The loss here is not known yet: the next trial stays where it is, and is taken.
+    pairs.at.value = pairs.at.value.masked_fill(again, torch.inf)
+    pairs.length = pairs.length.masked_fill(again, 0)
+    pairs.sharpened = pairs.sharpened + again.long()
 
 
 def _settled(pairs: _Pairs) -> Tensor:
@@ -270,7 +300,7 @@ def _next(pairs: _Pairs) -> Tensor:
     times sigmoid(margin). As long as r and that gradient change little, c is in proportion to
     sigmoid(margin), which is 1/2 on the boundary. A bracket that is known bounds the guess.
     """
-    factor = (1 + torch.exp(-SHARPNESS * pairs.at.excess / pairs.first)) / 2
+    factor = (1 + torch.exp(-pairs.sharpness * pairs.at.excess)) / 2
     up, down = pairs.c * factor.clamp(*GROWTH), pairs.c * factor.clamp_max(RETREAT)
     ratio = pairs.high / pairs.low
     least, most = pairs.low * ratio**INNER, pairs.low * ratio ** (1 - INNER)

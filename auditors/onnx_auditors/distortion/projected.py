@@ -40,13 +40,16 @@ ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
 ANCHORED_BUDGET = 60
 """Least budget of which a second start may take its part."""
 ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
-ROUND_STAGES = ((6, 5), (2, 12))
-RIVALS = (0, 0, 1, 1, 0, 0, 2)
-RESTART_RIVALS = 3
-RESTART_STEPS = 18
-RESTARTS = ((0.3, True), (0.1, False), (1.0, True), (0.2, False))
-"""Noise of the restarts in turn: a share of the best distance around the best point (True), or a
+"""Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
+ROUND_STAGES = ((6, 5), (2, 12))
+ROUND_COST = sum(k * steps for k, steps in ROUND_STAGES) + ROUND_STAGES[-1][0] / 2
+LEAST_ROUND = 8
+"""What a start alone needs, where a whole round costs too much."""
+RIVALS = (0, 0, 1, 1, 0, 0, 2)
+WALK = (0.006, 1.25)
+"""First step of a walk, times the square root of the dimension, and the growth of its steps."""
+WALK_STEPS = 12
 STEP = 0.5
 """Share of the way to the nearest point of the linear form that a step goes."""
 TRUST = 0.05
@@ -213,7 +216,7 @@ def _narrow(
     count = len(pairs.rows) // len(rows)
     ranks = torch.arange(count, device=rows.device).expand(len(rows), count)
     chosen = False
-    for i, (stage, steps) in enumerate(stages):
+    for i, (stage, most) in enumerate(stages):
         width = min(stage, count)
         if width < count:
             best = pairs.estimate.reshape(len(rows), count).argsort(dim=1, stable=True)
@@ -224,8 +227,39 @@ def _narrow(
             count = width
         last = i == len(stages) - 1
         affordable = int((search.left(rows, budget) - 0.5 * last) // width)
-        _descend(search, pairs, min(steps, affordable), last=last)
+        steps = min(most, affordable)
+        lost = search.distance[pairs.rows].isinf()
+        if last and steps > 2 * WALK_STEPS and bool(lost.any()):
+            walked = _walk(search, pairs.pick(lost), WALK_STEPS)
+            _descend(search, walked, steps - WALK_STEPS)
+            pairs = pairs.pick(~lost)
+        if len(pairs.rows):
+            _descend(search, pairs, steps, last=last)
     return ranks
+
+
+def _walk(search: Search, pairs: _Pairs, steps: int) -> _Pairs:
+    """Goes down the margin from the probe in short steps, until it is crossed.
+
+    Where linear forms are good nearby only, as on plateaus, their boundaries lead astray; short
+    steps follow the margin where it bends.
+    """
+    rows, rival = pairs.rows, pairs.rival
+    x = search.origin[rows]
+    crossed = torch.zeros_like(rows, dtype=torch.bool)
+    for step in range(steps):
+        at = search.margin(x, rows, rival)
+        search.offer(x, rows, at.excess < 0)
+        crossed |= at.excess < 0
+        if search.targets is None:
+            rival = at.against
+        unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
+        length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
+        change = search.norm.nearest(
+            unit, length * (~crossed).to(x), search.lower[rows] - x, search.upper[rows] - x
+        )
+        x = x + change
+    return _start(search, rows, rival, x)
 
 
 def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
@@ -234,16 +268,16 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
     Around the best point noise finds the neighbouring pieces of the boundary; around the probe it
     finds other ways.
     """
-    width = len(ROUND)
-    cost = sum(k * steps for k, steps in ROUND_STAGES) + ROUND_STAGES[-1][0] / 2
     turn = 0
-    while search.left(rows, budget) >= cost:
+    while (left := search.left(rows, budget)) >= LEAST_ROUND:
+        stages = ROUND_STAGES if left >= ROUND_COST else ((1, int(left - 1 / 2)),)
+        width = stages[0][0]
         flat = rows.repeat_interleave(width)
         noise = torch.stack([search.noise(rows) for _ in range(width)], 1)
         size = (search.best[rows] - search.origin[rows]).norm(dim=1) / math.sqrt(noise.shape[2])
         starts_ = []
         rival = []
-        for i, (scale, around_best) in enumerate(ROUND):
+        for i, (scale, around_best) in enumerate(ROUND[:width]):
             if around_best:
                 starts_.append(search.best[rows] + scale * size[:, None] * noise[:, i])
             else:
@@ -252,4 +286,4 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
         turn += width
         rivals = torch.stack(rival, 1).reshape(-1)
         pairs = _start(search, flat, rivals, torch.stack(starts_, 1).flatten(0, 1))
-        _narrow(search, rows, pairs, ROUND_STAGES, budget)
+        _narrow(search, rows, pairs, stages, budget)

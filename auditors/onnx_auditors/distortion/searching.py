@@ -17,32 +17,16 @@ import torch
 
 from onnx_audit import v1
 from onnx_auditors.context import Context
+from onnx_auditors.distortion.attempts import Anchors, Attempts, Nearest, Tasks
 from onnx_auditors.distortion.batch import Batch, Indices, confidence, squashed
-from onnx_auditors.distortion.confirm import confirm
-from onnx_auditors.distortion.minimal import minimal
+from onnx_auditors.distortion.confirm import levels_of
 from onnx_auditors.distortion.norms import NORMS
 
 _FIRST_SEED, _SECOND_SEED = 2, 4
+_GRADIENT_SHARE = 0.9
+"""Share of the work that is reported as done once the search by gradients is."""
 
 Floats = npt.NDArray[np.float64]
-Anchors = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """What is to be searched.
-
-    Attributes:
-        places: Positions of the probes in the batch, int64 [m].
-        targets: Classes to reach, int64 [m]; -1 for any but the label.
-        seeds: Seeds of the noise, int64 [m].
-        again: Whether it is the second search of a probe, bool [m].
-    """
-
-    places: Indices
-    targets: Indices
-    seeds: Indices
-    again: npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -50,25 +34,27 @@ class Found:
     """What was found for the probes of a batch.
 
     Attributes:
-        examples: Nearest confirmed examples, float32 [n, ...]; the probe where there is none.
-        predictions: ONNX Runtime's answers to them, int64 [n].
+        best: Nearest confirmed examples; their distances are as `v1.ProbeDistortion` has them.
         confidence: Probability of the label on them, float64 [n].
         outcome: `v1.ProbeOutcome`, int64 [n].
-        distance: In the norm, float64 [n]; see `v1.ProbeDistortion`.
-        rms: Float64 [n], likewise.
-        spent: Evaluations, int64 [n]; those of second searches are not in it.
+        source: `v1.ExampleSource`, int64 [n].
+        rms: Float64 [n]; see `v1.ProbeDistortion`.
+        spent: Gradient evaluations, int64 [n]; those of second searches are not in it.
+        runs: Answers of ONNX Runtime that the search by answers asked for, int64 [n]; likewise.
+        rounded: Nearest confirmed examples of whole levels; None where inputs have no levels.
         by_class: Distances to each class, float64 [n, classes]; NaN where it was not aimed at.
             None unless every other class was aimed at.
         again: Distances of the second search, float64 [n]; NaN where there was none.
     """
 
-    examples: npt.NDArray[np.float32]
-    predictions: Indices
+    best: Nearest
     confidence: Floats
     outcome: Indices
-    distance: Floats
+    source: Indices
     rms: Floats
     spent: Indices
+    runs: Indices
+    rounded: Nearest | None
     by_class: Floats | None
     again: Floats
 
@@ -109,12 +95,16 @@ def search(
         count = len(tasks.places[part])
 
         def tell(share: float, begin: int = begin, count: int = count) -> None:
-            progress((begin + share * count) / total)
+            progress((begin + _GRADIENT_SHARE * share * count) / total)
 
-        _search_part(context, config, batch, norm, _part(tasks, part), anchors, tell, found)
+        attempts = Attempts(context, config, batch, name_of(norm), tasks.part(part))
+        attempts.by_gradients(anchors, tell)
+        attempts.by_answers(anchors)
+        progress((begin + count) / total)
+        _keep(attempts, found)
     _measure(batch, found)
-    if np.isfinite(found.distance[batch.searched]).any():
-        scores = context.scores(found.examples)
+    if np.isfinite(found.best.distance[batch.searched]).any():
+        scores = context.scores(found.best.examples)
         changed = found.outcome == v1.PROBE_OUTCOME_CONFIRMED
         after = confidence(scores, batch.labels, squashed=squashed(context))
         found.confidence = np.where(changed, after, batch.confidence)
@@ -171,108 +161,54 @@ def _start(context: Context, purpose: int) -> npt.NDArray[np.uint64]:
     return state.astype(np.uint64)
 
 
-def _part(tasks: Tasks, part: slice) -> Tasks:
-    return Tasks(tasks.places[part], tasks.targets[part], tasks.seeds[part], tasks.again[part])
-
-
 def _nothing(context: Context, batch: Batch, *, every: bool) -> Found:
     outcome = np.full(len(batch.rows), v1.PROBE_OUTCOME_NOT_FOUND, dtype=np.int64)
     outcome[batch.clean != batch.labels] = v1.PROBE_OUTCOME_MISCLASSIFIED
     outcome[batch.targets == batch.labels] = v1.PROBE_OUTCOME_TARGET_IS_LABEL
     missing = np.full(len(batch.rows), np.nan)
+    nothing = np.zeros(len(batch.rows), dtype=np.int64)
+    rounded = levels_of(context) is not None
     return Found(
-        examples=batch.inputs.copy(),
-        predictions=batch.clean.copy(),
+        best=Nearest.none(batch.inputs, batch.clean),
         confidence=batch.confidence.copy(),
         outcome=outcome,
-        distance=np.full(len(batch.rows), math.inf),
+        source=nothing.copy(),
         rms=missing.copy(),
-        spent=np.zeros(len(batch.rows), dtype=np.int64),
+        spent=nothing.copy(),
+        runs=nothing.copy(),
+        rounded=Nearest.none(batch.inputs, batch.clean) if rounded else None,
         by_class=np.tile(missing[:, None], (1, context.network.classes)) if every else None,
         again=missing,
     )
 
 
-def _search_part(
-    context: Context,
-    config: v1.DistortionConfig,
-    batch: Batch,
-    norm: v1.Norm.ValueType,
-    tasks: Tasks,
-    anchors: Anchors | None,
-    progress: Callable[[float], None],
-    found: Found,
-) -> None:
-    """Searches some tasks and keeps what ONNX Runtime confirms."""
-    places, aimed = tasks.places, config.target_mode != v1.TARGET_MODE_UNTARGETED
-    inputs, labels, clean = batch.inputs[places], batch.labels[places], batch.clean[places]
-    result = minimal(
-        context.logits,
-        torch.from_numpy(inputs).to(context.device),
-        torch.from_numpy(labels).to(context.device),
-        norm=name_of(norm),
-        budget=config.budget,
-        box=(context.input_map.lower, context.input_map.upper),
-        targets=torch.from_numpy(tasks.targets).to(context.device) if aimed else None,
-        seed=tasks.seeds.tolist(),
-        methods=[
-            v1.SearchMethod.Name(method).removeprefix("SEARCH_METHOD_").lower()
-            for method in config.methods
-        ],
-        anchors=_useful(anchors, labels, tasks.targets if aimed else None),
-        progress=progress,
-    )
-    examples, predictions = inputs.copy(), clean.copy()
-    confirmed = np.zeros(len(places), dtype=bool)
-    tried = np.flatnonzero(result.distance.isfinite().cpu().numpy())
-    if len(tried):
-        candidates = result.examples[torch.from_numpy(tried).to(context.device)].cpu().numpy()
-        told = confirm(
-            context,
-            inputs[tried],
-            candidates,
-            labels[tried],
-            clean[tried],
-            norm=name_of(norm),
-            targets=tasks.targets[tried] if aimed else None,
-        )
-        examples[tried], predictions[tried] = told.examples, told.predictions
-        confirmed[tried] = told.confirmed
-    distance = np.where(confirmed, sizes(norm, inputs, examples), math.inf)
-    np.minimum.at(found.again, places[tasks.again], distance[tasks.again])
-    first = ~tasks.again
-    np.add.at(found.spent, places[first], result.evaluations.cpu().numpy()[first])
+def _keep(attempts: Attempts, found: Found) -> None:
+    """Keeps the nearest examples of some tasks, and books what was spent."""
+    tasks, distance = attempts.tasks, attempts.best.distance
+    np.minimum.at(found.again, tasks.places[tasks.again], distance[tasks.again])
+    first = np.flatnonzero(~tasks.again)
+    places = tasks.places[first]
+    np.add.at(found.spent, places, attempts.evaluations[first])
+    np.add.at(found.runs, places, attempts.runs[first])
     if found.by_class is not None:
-        found.by_class[places[first], tasks.targets[first]] = distance[first]
-    unconfirmed = places[tried[first[tried] & ~confirmed[tried]]]
+        found.by_class[places, tasks.targets[first]] = distance[first]
+    unconfirmed = places[attempts.offered[first] & np.isinf(distance[first])]
     open_rows = unconfirmed[found.outcome[unconfirmed] == v1.PROBE_OUTCOME_NOT_FOUND]
     found.outcome[open_rows] = v1.PROBE_OUTCOME_UNCONFIRMED
-    # Of several examples for a probe the nearest stays: the last of equal indices is assigned.
-    nearer = np.flatnonzero(first & (distance < found.distance[places]))
-    nearer = nearer[np.argsort(-distance[nearer], kind="stable")]
+    nearer = found.best.take(places, attempts.best.rows(first))
     found.outcome[places[nearer]] = v1.PROBE_OUTCOME_CONFIRMED
-    found.distance[places[nearer]] = distance[nearer]
-    found.examples[places[nearer]] = examples[nearer]
-    found.predictions[places[nearer]] = predictions[nearer]
-
-
-def _useful(anchors: Anchors | None, labels: Indices, targets: Indices | None) -> Anchors | None:
-    """Returns the anchors; None where they hold no start for any of the tasks."""
-    if anchors is None:
-        return None
-    answers = np.unique(anchors[1].cpu().numpy())
-    if targets is None:
-        useful = len(answers) > 1 or bool((labels != answers[0]).any())
-    else:
-        useful = bool(np.isin(targets, answers).any())
-    return anchors if useful else None
+    found.source[places[nearer]] = attempts.source[first[nearer]]
+    if found.rounded is not None and attempts.rounded is not None:
+        found.rounded.take(places, attempts.rounded.rows(first))
 
 
 def _measure(batch: Batch, found: Found) -> None:
     """Fills in the distances of probes that were not searched, and rms."""
-    found.distance[found.outcome == v1.PROBE_OUTCOME_MISCLASSIFIED] = 0.0
-    found.distance[found.outcome == v1.PROBE_OUTCOME_TARGET_IS_LABEL] = np.nan
+    for nearest in (found.best, found.rounded):
+        if nearest is not None:
+            nearest.distance[found.outcome == v1.PROBE_OUTCOME_MISCLASSIFIED] = 0.0
+            nearest.distance[found.outcome == v1.PROBE_OUTCOME_TARGET_IS_LABEL] = np.nan
     root = math.sqrt(math.prod(batch.inputs.shape[1:]))
-    changes = sizes(v1.NORM_L2, batch.inputs, found.examples) / root
+    changes = sizes(v1.NORM_L2, batch.inputs, found.best.examples) / root
     confirmed = found.outcome == v1.PROBE_OUTCOME_CONFIRMED
-    found.rms = np.where(confirmed, changes, found.distance)
+    found.rms = np.where(confirmed, changes, found.best.distance)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.context import Context
-from onnx_auditors.distortion import artefacts, groups
+from onnx_auditors.distortion import artefacts, groups, inside, noisy
+from onnx_auditors.distortion.confirm import levels_of
 from onnx_auditors.distortion.table import Table, most_fragile
 from onnx_auditors.estimates import mean, proportion, quantile
 
@@ -37,26 +37,36 @@ def merge(
         partials: Results of the shards.
         save: Keeps the artefacts.
     """
-    tables = [
-        Table.of([partial.norms[i] for partial in partials]) for i in range(len(config.norms))
-    ]
+    parts = [artefacts.NormParts(partials, i) for i in range(len(config.norms))]
+    tables = [Table.of(part) for part in parts]
     first = tables[0]
-    originals = context.inputs(first.integers("probe"))
     labelled = context.probes.labels is not None
     count = len(first.rows)
     right = int((first.integers("clean_prediction") == first.label).sum())
+    beside = [_beside(partial) for partial in partials]
     return v1.DistortionSection(
         config=config,
         clean_accuracy=groups.accuracy(right, count, labelled=labelled),
         probe_count=count,
         misclassified=count - right,
         norms=[
-            _norm(norm, table, originals, context.seed, save, labelled=labelled)
-            for norm, table in zip(config.norms, tables, strict=True)
+            _norm(norm, table, artefacts.Files(context, table, part), context.seed, save,
+                  labelled=labelled)
+            for norm, table, part in zip(config.norms, tables, parts, strict=True)
         ],
-        dimension=math.prod(originals.shape[1:]),
+        dimension=math.prod(context.input_map.probe_shape),
         vanishing_gradients=proportion(sum(row.gradient_vanishes for row in first.rows), count),
-    )
+        levels=levels_of(context) or 0.0,
+        hidden=inside.summarise(config, context, beside, UNITS, quantiles=QUANTILES,
+                                listed=_LISTED_PROBES),
+        noise=noisy.summarise(config, beside, tables, UNITS, quantiles=QUANTILES,
+                              listed=_LISTED_PROBES),
+    )  # fmt: skip
+
+
+def _beside(partial: v1.DistortionPartial) -> v1.DistortionPartial:
+    """Returns what a partial holds beside the norms."""
+    return v1.DistortionPartial(hidden=partial.hidden, noise=partial.noise)
 
 
 def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarning]:
@@ -77,6 +87,10 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
                 ),
             )
         ]
+    return [*_at_chance(section, classes), *_without_gradients(section)]
+
+
+def _at_chance(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarning]:
     accuracy = section.clean_accuracy
     # Twice chance for many classes; halfway between chance and certainty for two or three.
     limit = min(2 / classes, (1 + 1 / classes) / 2)
@@ -94,10 +108,34 @@ def warnings(section: v1.DistortionSection, classes: int) -> list[v1.ReportWarni
     ]
 
 
+def _without_gradients(section: v1.DistortionSection) -> list[v1.ReportWarning]:
+    """Says that where gradients are useless, nothing found is nothing proved."""
+    left = {
+        UNITS[norm.norm]: norm.not_found + norm.unconfirmed
+        for norm in section.norms
+        if norm.not_found + norm.unconfirmed
+    }
+    share = section.vanishing_gradients.value
+    if not left or not share > 0:
+        return []
+    counts = ", ".join(f"{count} in {unit}" for unit, count in left.items())
+    return [
+        v1.ReportWarning(
+            code="NOT_FOUND_WITHOUT_GRADIENTS",
+            message=(
+                f"the gradient vanishes at {share:.1%} of the probes, and for some no example was "
+                f"found ({counts}), although up to {section.config.black_box_runs} answers of the "
+                "model were asked for each. That does not show that the model is robust there: "
+                "raise black_box_runs, or check whether its answer depends on the input at all"
+            ),
+        )
+    ]
+
+
 def _norm(
     norm: v1.Norm.ValueType,
     table: Table,
-    originals: npt.NDArray[np.float32],
+    files: artefacts.Files,
     seed: int,
     save: SaveArtefact,
     *,
@@ -106,7 +144,6 @@ def _norm(
     confirmed, searched, unit = table.confirmed, table.searched, UNITS[norm]
     part = table.takes_part
     bootstrap = int(np.random.SeedSequence([seed, _BOOTSTRAP_SEED, norm]).generate_state(1)[0])
-    training = artefacts.training_set(table, originals.shape[1:])
     return v1.NormDistortion(
         norm=norm,
         mean=mean(table.distance[confirmed], unit, bootstrap),
@@ -126,6 +163,15 @@ def _norm(
         by_class=groups.by_class(table, unit, labelled=labelled),
         class_pairs=groups.class_pairs(table, unit),
         stability=groups.stability(table, bootstrap),
-        artefact=save(artefacts.examples(table, originals), artefacts.MEDIA_TYPE),
-        training_set=None if training is None else save(training, artefacts.MEDIA_TYPE),
+        artefact=save(files.examples(), artefacts.MEDIA_TYPE),
+        training_set=_saved(files.training_set(), save),
+        black_box_searches=sum(row.black_box_runs > 0 for row in table.rows),
+        black_box_runs=sum(row.black_box_runs for row in table.rows),
+        found_by_black_box=sum(row.found_by == v1.EXAMPLE_SOURCE_BLACK_BOX for row in table.rows),
+        rounded=groups.rounded(table, unit, bootstrap, _saved(files.rounded_training_set(), save)),
+        certified=groups.certified(table, bootstrap),
     )
+
+
+def _saved(content: Iterator[bytes] | None, save: SaveArtefact) -> v1.BlobRef | None:
+    return None if content is None else save(content, artefacts.MEDIA_TYPE)

@@ -27,7 +27,7 @@ class Table:
 
     Attributes:
         rows: As messages.
-        parts: What they came in, shard by shard.
+        parts: What they came in, shard by shard; without examples.
     """
 
     rows: Sequence[v1.ProbeDistortion]
@@ -35,8 +35,9 @@ class Table:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Table:
-        """Joins the parts of the shards, in their order."""
-        return cls([row for part in parts for row in part.probes], parts)
+        """Joins the parts of the shards, in their order, and leaves their examples behind."""
+        light = [_light(part) for part in parts]
+        return cls([row for part in light for row in part.probes], light)
 
     def integers(self, name: str) -> Indices:
         """Returns a field of all rows, int64 [n]."""
@@ -90,10 +91,39 @@ class Table:
             return None
         return np.frombuffer(content, dtype="<f8").reshape(len(self.rows), -1)
 
-    def examples(self, probe_shape: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Returns the examples, float32 [n, *probe shape]."""
-        content = b"".join(part.examples for part in self.parts)
-        return np.frombuffer(content, dtype="<f4").reshape(len(self.rows), *probe_shape)
+    @cached_property
+    def rounded_distance(self) -> Floats | None:
+        """Distances of the examples of whole levels, [n]; None where inputs have no levels."""
+        if not self.rows or not self.rows[0].HasField("rounded_distance"):
+            return None
+        return self.floats("rounded_distance")
+
+    @property
+    def rounded(self) -> Bools:
+        """Whether there is a confirmed example of whole levels, [n]."""
+        if self.rounded_distance is None:
+            return np.zeros(len(self.rows), dtype=bool)
+        return self.searched & np.isfinite(self.rounded_distance)
+
+    @cached_property
+    def certified(self) -> Bools:
+        """Whether something is proved, [n]."""
+        return np.array([row.HasField("certified") for row in self.rows], dtype=bool)
+
+    @cached_property
+    def certified_lower(self) -> Floats:
+        """Proved lower bounds, [n]; NaN where nothing is proved."""
+        lower = [row.certified.lower for row in self.rows]
+        return np.where(self.certified, np.array(lower, dtype=np.float64), np.nan)
+
+    @cached_property
+    def optimum(self) -> Floats:
+        """Exact optima, [n]; NaN where they are not known."""
+        known = [
+            row.certified.optimum if row.certified.HasField("optimum") else math.nan
+            for row in self.rows
+        ]
+        return np.array(known, dtype=np.float64)
 
     def repeated(self) -> tuple[Floats, Floats]:
         """Returns the distances of the probes searched twice: first and second search, [m] each."""
@@ -110,3 +140,14 @@ def most_fragile(table: Table, count: int) -> list[int]:
     positive = [row for row in table.rows if 0 < row.distance < math.inf]
     positive.sort(key=lambda row: (row.distance, row.probe))
     return [row.probe for row in positive[:count]]
+
+
+def _light(part: Part) -> Part:
+    """Returns a part without its examples."""
+    return Part(
+        norm=part.norm,
+        probes=part.probes,
+        class_distances=part.class_distances,
+        repeated_positions=part.repeated_positions,
+        repeated_distances=part.repeated_distances,
+    )

@@ -245,8 +245,13 @@ def _slice(view: View, _: int) -> Verdict:
     return require(view.only_first_varies() and away, view.axis)
 
 
-def _gather(view: View, _: int) -> Verdict:
+def _gather(view: View, rows: int) -> Verdict:
+    """Picks along another axis; or, at a batch of one, along the rows' own, then for each row."""
     axis = view.attribute("axis", 0) % len(view.shapes[0])
+    if view.varies(0) and axis == view.axis == 0:
+        require(view.only_first_varies() and view.batch == 1 and len(view.shapes[1]) > 0)
+        picked = torch.tensor(view.constant(1)).reshape(view.shapes[1]) % view.entries
+        return {1: torch.cat([picked + row * view.entries for row in range(rows)])}, 0
     if view.varies(0):
         require(view.only_first_varies() and axis != view.axis)
         return {}, view.axis + (len(view.shapes[1]) - 1 if axis < view.axis else 0)

@@ -104,6 +104,14 @@ class Network(nn.Module):
         return self._answer.column
 
     @property
+    def scores_in_a_row(self) -> bool:
+        """Whether the output is labels or one row of scores per sample, and not a map or sequence.
+
+        True where shapes are not known.
+        """
+        return self._answer.in_a_row
+
+    @property
     def classes(self) -> int:
         """Number of classes.
 

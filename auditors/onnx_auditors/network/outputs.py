@@ -50,6 +50,7 @@ class Answer:
         classes: Number of classes; 0 where shapes are not known.
         column: What the output means where it is one score per sample, read as two classes.
         boundary: What the value `logits` is where such a model is undecided.
+        in_a_row: Whether the output is labels or one row of scores per sample, as far as is known.
     """
 
     output: str = ""
@@ -57,6 +58,7 @@ class Answer:
     classes: int = 0
     column: Column | None = None
     boundary: float = 0.0
+    in_a_row: bool = True
 
 
 def two_classes(table: npt.NDArray[Any], column: Column | None) -> npt.NDArray[Any]:
@@ -100,7 +102,9 @@ def find_answer(
         raise InvalidModel(f"output '{output}' holds no score for each sample")
     picked = not values[output].meta.is_floating_point()
     if classes > 1 or picked:
-        return Answer(output, logits, classes)
+        long = [size for size in values[output].shape if size > 1]
+        in_a_row = picked or len(long) <= (2 if rows > 1 else 1)
+        return Answer(output, logits, classes, in_a_row=in_a_row)
     return _read_column(graph, output, values)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,9 @@ import onnx.defs
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidModel, ModelFailed, UnsupportedOperator
+from onnx_auditors.network.head import Head
 from onnx_auditors.network.outputs import FLOATS, Column, choose_output, two_classes
+from onnx_auditors.network.saturation import probe
 
 # Read when the libraries are first imported, or first use the GPU.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -35,6 +39,10 @@ _DTYPES: dict[str, type[np.generic]] = {
 _LARGEST_BATCH = 256
 _OLD_IR = 8
 """Version of the file format that every ONNX Runtime with these operators reads."""
+
+
+_QDQ_REWRITES = frozenset({"QDQS8ToU8Transformer", "QDQSelectorActionTransformer"})
+"""Graph optimisations of ONNX Runtime that make integer products of quantised floats."""
 
 
 class Session:
@@ -59,12 +67,16 @@ class Session:
         providers: Execution providers that run, in order.
         threads: Threads of one operator.
         output: Name of the output that the answer is read from.
+        dtype: Its element type, such as "float".
         column: As given.
+        head: What makes class scores of the rows of the output; None where they are class scores.
     """
 
     providers: list[str]
     output: str
+    dtype: str
     column: Column | None
+    head: Head | None
 
     def __init__(
         self,
@@ -78,7 +90,9 @@ class Session:
         optimized: bool = True,
     ) -> None:
         self.threads = threads
-        self._session = _open(path, device, threads, optimized=optimized)
+        guard = optimized and saturates()
+        opened = _open_guarded if guard else _open
+        self._session = opened(path, device, threads, optimized=optimized)
         self.providers = list(self._session.get_providers())
         if device.startswith("cuda") and "CUDAExecutionProvider" not in self.providers:
             raise ModelFailed(
@@ -96,9 +110,11 @@ class Session:
             )
         outputs = [_info(o) for o in self._session.get_outputs()]
         self.output = output or choose_output(outputs, {}, -1)
-        self._labels = next(o.dtype not in FLOATS for o in outputs if o.name == self.output)
+        self.dtype = next(o.dtype for o in outputs if o.name == self.output)
+        self._labels = self.dtype not in FLOATS
         self._classes = classes
         self.column = column
+        self.head = None
         first = self._input.shape[0] if self._input.shape else 1
         self._batch: int | None = first if isinstance(first, int) else None
 
@@ -124,6 +140,10 @@ class Session:
         blocks = [self._run_block(x[i : i + size]) for i in range(0, len(x), size)]
         return np.concatenate(blocks)
 
+    def as_fed(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Returns a batch as the model gets it: rounded to the type of its input, and clipped."""
+        return _fit(x, _DTYPES[self._input.type]).astype(np.float32)
+
     def _run_block(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         rows = len(x)
         if self._batch and rows < self._batch:
@@ -139,7 +159,15 @@ class Session:
                 "of class scores for each"
             )
         table = scores.reshape(len(x), -1)[:rows]
+        if self.head is not None:
+            return self.head(table)
         return self._one_hot(table) if self._labels else table.astype(np.float32)
+
+    def with_head(self, head: Head | None) -> Self:
+        """Returns a view of the session that reads the output through a head."""
+        other = copy.copy(self)
+        other.head = head
+        return other
 
     def _one_hot(self, labels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         first = labels[:, 0].astype(np.int64)
@@ -171,28 +199,74 @@ def _fit(x: npt.NDArray[Any], dtype: Any) -> npt.NDArray[Any]:  # noqa: ANN401 -
     return np.ascontiguousarray(x, dtype=dtype)
 
 
-def _open(
+def _open_guarded(
     path: str | Path | bytes, device: str, threads: int, *, optimized: bool
 ) -> ort.InferenceSession:
+    """Opens a model so that 8-bit products do not saturate, as far as ONNX Runtime can.
+
+    Quantised floats stay floats. Stored signed factors become unsigned ones; ONNX Runtime 1.31 then
+    has no kernel for some products of two signed factors, which do not saturate.
+    """
+    try:
+        return _open(path, device, threads, optimized=optimized, precise=True)
+    except ModelFailed:
+        return _open(path, device, threads, optimized=optimized, precise=False)
+
+
+def _open(
+    path: str | Path | bytes,
+    device: str,
+    threads: int,
+    *,
+    optimized: bool,
+    precise: bool | None = None,
+) -> ort.InferenceSession:
+    """Opens a model.
+
+    Args:
+        path: The file or its bytes.
+        device: As `Session`.
+        threads: As `Session`.
+        optimized: As `Session`.
+        precise: On processors that saturate: whether ONNX Runtime may store signed factors of 8-bit
+            products as unsigned ones. None leaves it as it is by default.
+
+    Raises:
+        ModelFailed: ONNX Runtime does not take the model.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
-    options.log_severity_level = 3
+    # Of an error it tells in the exception too; it need not where there is another way.
+    options.log_severity_level = 4 if precise else 3
     if not optimized:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Spinning threads take the processor from the network that runs beside.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.startswith("cuda"):
         index = int(device.partition(":")[2] or 0)
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index, "use_tf32": 0}))
     content = path if isinstance(path, bytes) else str(path)
+    disabled = None if precise is None else _QDQ_REWRITES
     try:
-        return ort.InferenceSession(content, options, providers=providers)
+        return ort.InferenceSession(
+            content, options, providers=providers, disabled_optimizers=disabled
+        )
     except Exception as error:
         raise ModelFailed(f"ONNX Runtime does not take the model: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def saturates() -> bool:
+    """Whether ONNX Runtime saturates 8-bit products on this processor; see `saturation`."""
+    content, feed, exact = probe()
+    session = _open(content, "cpu", 1, optimized=True)
+    return int(session.run(None, feed)[0].item()) != exact
 
 
 def check_opset(opset: int) -> None:
@@ -239,11 +313,16 @@ def _info(node: Any) -> v1.TensorInfo:  # noqa: ANN401 - ONNX Runtime's NodeArg 
 
 def debug_model(proto: onnx.ModelProto) -> tuple[bytes, list[str]]:
     """Returns a copy of a model that outputs every value, and their names in topological order."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    present = {output.name for output in copy.graph.output}
-    names = [name for node in copy.graph.node for name in node.output if name]
-    copy.graph.output.extend(
+    names = [name for node in proto.graph.node for name in node.output if name]
+    return with_outputs(proto, names), names
+
+
+def with_outputs(proto: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """Returns a copy of a model that outputs some of its values too, their types left open."""
+    extended = onnx.ModelProto()
+    extended.CopyFrom(proto)
+    present = {output.name for output in extended.graph.output}
+    extended.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in names if n not in present
     )
-    return copy.SerializeToString(), names
+    return extended.SerializeToString()

@@ -12,6 +12,7 @@ from rich.console import Console
 from onnx_audit import v1
 from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import short_digest, state_name
+from onnx_audit.cli.head_options import config_text
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json, print_rows
 from onnx_audit.cli.report_view import spec_text
@@ -124,6 +125,10 @@ def _print_audit(console: Console, audit: v1.Audit) -> None:
         ("probe set", audit.probe_set),
         ("auditors", ", ".join(field.name for field, _ in audit.auditors.ListFields())),
         ("input spec", spec_text(audit.input_spec)),
+        (
+            "linear head",
+            config_text(audit.linear_head) if audit.HasField("linear_head") else "",
+        ),
         ("worked out", "\n".join(audit.input_spec_notes)),
         ("seed", str(audit.seed)),
         ("shards", f"{audit.progress.shards_done} of {audit.progress.shards_total}"),

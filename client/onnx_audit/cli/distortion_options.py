@@ -19,6 +19,12 @@ _METHODS: Final = {
     "lbfgs": v1.SEARCH_METHOD_LBFGS,
     "penalised": v1.SEARCH_METHOD_PENALISED,
 }
+_NOISE: Final = {
+    "gaussian": v1.NOISE_KIND_GAUSSIAN,
+    "uniform": v1.NOISE_KIND_UNIFORM,
+    "salt-and-pepper": v1.NOISE_KIND_SALT_AND_PEPPER,
+}
+_AUTO_HIDDEN: Final = 3
 _TARGET_MODES: Final = {
     "untargeted": v1.TARGET_MODE_UNTARGETED,
     "least-likely": v1.TARGET_MODE_LEAST_LIKELY,
@@ -34,6 +40,7 @@ def distortion_options(command: CommandT) -> CommandT:
         config = v1.DistortionConfig(
             **{name: value for name in _FLAGS if (value := kwargs.pop(name)) is not None}
         )
+        _split_hidden(config)
         if config.HasField("target_class"):
             if config.target_mode:
                 raise click.UsageError("--target-class and --target-mode exclude each other")
@@ -43,6 +50,16 @@ def distortion_options(command: CommandT) -> CommandT:
     for option in reversed(_OPTIONS):
         wrapper = option(wrapper)
     return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+
+
+def _split_hidden(config: v1.DistortionConfig) -> None:
+    """Takes a number, or the word "auto", out of the names of hidden values."""
+    if len(config.hidden_values) != 1:
+        return
+    (name,) = config.hidden_values
+    if name == "auto" or (name.isascii() and name.isdigit()):
+        config.hidden_count = _AUTO_HIDDEN if name == "auto" else int(name)
+        del config.hidden_values[:]
 
 
 def apply(options: v1.DistortionConfig, configs: v1.AuditorConfigs) -> None:
@@ -60,6 +77,9 @@ def apply(options: v1.DistortionConfig, configs: v1.AuditorConfigs) -> None:
     kept = {field.name: value for field, value in configs.distortion.ListFields()}
     if options.target_mode:
         kept.pop("target_class", None)
+    if options.hidden_count or options.hidden_values:
+        kept.pop("hidden_count", None)
+        kept.pop("hidden_values", None)
     configs.distortion.CopyFrom(v1.DistortionConfig(**(kept | fields)))
 
 
@@ -70,6 +90,17 @@ def _budget(_context: click.Context, _parameter: click.Parameter, value: str | N
         return budget(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _values(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> list[str] | None:
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"{value!r}; expected auto, a number, or names of values")
+    return names
 
 
 def _names(known: Mapping[str, int]) -> Any:  # noqa: ANN401 - a callback as click wants it
@@ -87,7 +118,10 @@ def _names(known: Mapping[str, int]) -> Any:  # noqa: ANN401 - a callback as cli
     return read
 
 
-_FLAGS: Final = ("norms", "budget", "target_mode", "target_class", "methods", "max_probes")
+_FLAGS: Final = (
+    "norms", "budget", "target_mode", "target_class", "methods", "max_probes", "black_box_runs",
+    "hidden_values", "noise", "noise_draws", "exact_probes",
+)  # fmt: skip
 _OPTIONS: Final = (
     click.option(
         "--norms",
@@ -127,5 +161,40 @@ _OPTIONS: Final = (
         "--max-probes",
         type=click.IntRange(min=1),
         help="Audit distortion on so many probes only, drawn with the seed.",
+    ),
+    click.option(
+        "--black-box-runs",
+        metavar="N",
+        type=click.IntRange(min=20),
+        help="Answers of the model that the search without gradients may ask for, per probe, norm "
+        "and class aimed at. It runs where gradients vanish or are surrogates, and where nothing "
+        "was confirmed.  [default: 1000]",
+    ),
+    click.option(
+        "--hidden-values",
+        metavar="auto|N|NAME[,NAME...]",
+        callback=_values,
+        help="Hidden values whose smallest change is looked for too: their names in the graph, or "
+        "so many spread over the depth (auto: 3).",
+    ),
+    click.option(
+        "--noise",
+        metavar="NAME[,NAME...]",
+        callback=_names(_NOISE),
+        help="Random noise to compare with: gaussian, uniform, salt-and-pepper. The scale that "
+        "changes half of the answers is looked for.",
+    ),
+    click.option(
+        "--noise-draws",
+        metavar="N",
+        type=click.IntRange(min=8, max=1024),
+        help="Draws of noise per probe and kind.  [default: 32]",
+    ),
+    click.option(
+        "--exact-probes",
+        metavar="N",
+        type=click.IntRange(min=0),
+        help="Probes whose exact optimum is worked out, where the model is linear or has one layer "
+        "of at most 24 ReLUs.  [default: 32]",
     ),
 )

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from onnx_audit import v1
+from onnx_audit.cli.beside_view import print_beside
 from onnx_audit.cli.figures import estimate_text, norm_name, number
 from onnx_audit.cli.tables import print_section, print_table
 
@@ -41,6 +42,7 @@ def print_distortion(console: Console, section: v1.DistortionSection) -> None:
             for norm in section.norms
         ),
     )
+    print_beside(console, section)
     _print_classes(console, section)
     for norm in section.norms:
         _print_pairs(console, norm)
@@ -95,6 +97,12 @@ def _summary(section: v1.DistortionSection) -> list[tuple[str, str]]:
         if norm.target_is_label:
             text += f"; {norm.target_is_label} left out, whose label is the target"
         facts.append((f"{norm_name(norm.norm)} examples", text))
+        if norm.black_box_searches:
+            text = (
+                f"by answers alone: {norm.black_box_searches} probes, "
+                f"{norm.black_box_runs:,} model runs, nearest for {norm.found_by_black_box}"
+            )
+            facts.append(("", text))
     if accuracy.HasField("interval"):
         facts.append(("[low, high]", f"{accuracy.interval.confidence:.0%} confidence intervals"))
     return facts

@@ -49,14 +49,18 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
-    """Writes report.json and, beside it, the examples and the training set of each norm."""
+    """Writes report.json and, beside it, the examples and the training sets of each norm."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
     path.write_text(to_json(as_dict(report)) + "\n", encoding="utf-8")
     written = [path]
     for norm in report.distortion.norms:
         name = f"distortion-{norm_name(norm.norm).lower()}"
-        for blob, ending in ((norm.artefact, ""), (norm.training_set, "-training")):
+        for blob, ending in (
+            (norm.artefact, ""),
+            (norm.training_set, "-training"),
+            (norm.rounded.training_set, "-training-rounded"),
+        ):
             if blob.sha256:
                 target = folder / f"{name}{ending}.safetensors"
                 written.append(client.download(blob, target))

@@ -18,6 +18,7 @@ from onnx_audit.cli.figures import (
     shape_text,
     short_digest,
 )
+from onnx_audit.cli.head_options import config_text
 from onnx_audit.cli.tables import print_section, print_table
 
 
@@ -64,6 +65,17 @@ def _overview(report: v1.Report) -> list[tuple[str, str]]:
         ),
         ("input spec", spec_text(report.input_spec)),
     ]
+    if report.HasField("linear_head"):
+        head = report.linear_head
+        rows.append(
+            (
+                "linear head",
+                f"{config_text(head.config)}: {head.features} features, {head.classes} classes, "
+                f"fitted on {head.probe_count} probes, accuracy there "
+                f"{estimate_text(head.training_accuracy)}, held out "
+                f"{estimate_text(head.held_out_accuracy)} ({short_digest(head.sha256)})",
+            )
+        )
     if report.HasField("parity"):
         rows.append(
             (

@@ -14,6 +14,7 @@ from onnx_audit import v1
 from onnx_audit.cli.distortion_options import apply, distortion_options
 from onnx_audit.cli.events import EventView, event_view
 from onnx_audit.cli.figures import state_name
+from onnx_audit.cli.head_options import head_options
 from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
 from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
@@ -43,6 +44,7 @@ EXIT_BY_VERDICT: Final = {
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --target-mode least-likely\n"
         "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
         "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
+        "  onnx-audit run autoencoder.onnx --probes probes.npz --box 0,1 --head auto\n"
         "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
         "      --server audits.example.org:50051 --timeout 2h"
     )
@@ -73,6 +75,7 @@ EXIT_BY_VERDICT: Final = {
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of every random draw.")
 @distortion_options
 @spec_options
+@head_options
 @click.option(
     "--timeout", metavar="DURATION", callback=seconds, help="Longest run, such as 90s, 10m or 2h."
 )
@@ -96,6 +99,7 @@ def run(
     seed: int,
     distortion: v1.DistortionConfig,
     spec: v1.InputSpec,
+    linear_head: v1.LinearHeadConfig | None,
     timeout: float | None,
     out: Path,
     connection: Connection,
@@ -117,7 +121,13 @@ def run(
         uploaded = client.upload_model(model, progress=view.upload)
         probe_set = client.upload_probes(probes, progress=view.upload)
         audit = client.audit(
-            uploaded, probe_set, auditors=configs, input_spec=spec, seed=seed, timeout=timeout
+            uploaded,
+            probe_set,
+            auditors=configs,
+            input_spec=spec,
+            seed=seed,
+            timeout=timeout,
+            linear_head=linear_head,
         )
         audit = follow(client, audit, view)
         report = client.report(audit)

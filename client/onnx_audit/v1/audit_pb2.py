@@ -27,6 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from onnx_audit.v1 import distortion_pb2 as onnx__audit_dot_v1_dot_distortion__pb2
 from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
+from onnx_audit.v1 import linear_head_pb2 as onnx__audit_dot_v1_dot_linear__head__pb2
 from onnx_audit.v1 import lipschitz_pb2 as onnx__audit_dot_v1_dot_lipschitz__pb2
 from onnx_audit.v1 import policy_pb2 as onnx__audit_dot_v1_dot_policy__pb2
 from onnx_audit.v1 import probe_set_pb2 as onnx__audit_dot_v1_dot_probe__set__pb2
@@ -35,71 +36,71 @@ from onnx_audit.v1 import transfer_pb2 as onnx__audit_dot_v1_dot_transfer__pb2
 from onnx_audit.v1 import units_pb2 as onnx__audit_dot_v1_dot_units__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/audit.proto\x12\ronnx_audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1eonnx_audit/v1/distortion.proto\x1a\x1connx_audit/v1/estimate.proto\x1a\x1donnx_audit/v1/lipschitz.proto\x1a\x1aonnx_audit/v1/policy.proto\x1a\x1donnx_audit/v1/probe_set.proto\x1a\x1aonnx_audit/v1/report.proto\x1a\x1connx_audit/v1/transfer.proto\x1a\x19onnx_audit/v1/units.proto\"\xd4\x01\n\x0e\x41uditorConfigs\x12)\n\x05units\x18\x01 \x01(\x0b\x32\x1a.onnx_audit.v1.UnitsConfig\x12\x33\n\ndistortion\x18\x02 \x01(\x0b\x32\x1f.onnx_audit.v1.DistortionConfig\x12/\n\x08transfer\x18\x03 \x01(\x0b\x32\x1d.onnx_audit.v1.TransferConfig\x12\x31\n\tlipschitz\x18\x04 \x01(\x0b\x32\x1e.onnx_audit.v1.LipschitzConfig\"\xe3\x04\n\x05\x41udit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tprobe_set\x18\x04 \x01(\t\x12,\n\ninput_spec\x18\x05 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12\x18\n\x10input_spec_notes\x18\x06 \x03(\t\x12/\n\x08\x61uditors\x18\x07 \x01(\x0b\x32\x1d.onnx_audit.v1.AuditorConfigs\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05state\x18\n \x01(\x0e\x32\x19.onnx_audit.v1.AuditState\x12!\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.Status\x12\'\n\x07verdict\x18\x0c \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12\x15\n\rreport_digest\x18\r \x01(\t\x12.\n\x08progress\x18\x0e \x01(\x0b\x32\x1c.onnx_audit.v1.AuditProgress\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\rAuditProgress\x12\x13\n\x0bshards_done\x18\x01 \x01(\x05\x12\x14\n\x0cshards_total\x18\x02 \x01(\x05\"\x82\n\n\nAuditEvent\x12\r\n\x05\x61udit\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\rstate_changed\x18\x04 \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.StateChangedH\x00\x12\x39\n\nplan_ready\x18\x05 \x01(\x0b\x32#.onnx_audit.v1.AuditEvent.PlanReadyH\x00\x12?\n\rshard_started\x18\x06 \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.ShardStartedH\x00\x12\x41\n\x0eshard_progress\x18\x07 \x01(\x0b\x32\'.onnx_audit.v1.AuditEvent.ShardProgressH\x00\x12\x41\n\x0eshard_finished\x18\x08 \x01(\x0b\x32\'.onnx_audit.v1.AuditEvent.ShardFinishedH\x00\x12?\n\rsection_ready\x18\t \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.SectionReadyH\x00\x12\x32\n\x06notice\x18\n \x01(\x0b\x32 .onnx_audit.v1.AuditEvent.NoticeH\x00\x1ar\n\x0cStateChanged\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.onnx_audit.v1.AuditState\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x15\n\rreport_digest\x18\x03 \x01(\t\x1a\x44\n\tPlanReady\x12\x37\n\x08\x61uditors\x18\x01 \x03(\x0b\x32%.onnx_audit.v1.AuditEvent.AuditorPlan\x1a\x63\n\x0b\x41uditorPlan\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\x0e\n\x06shards\x18\x02 \x01(\x05\x12\r\n\x05items\x18\x03 \x01(\x03\x12\x0c\n\x04unit\x18\x04 \x01(\t\x1aW\n\x0cShardStarted\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x1a\xa5\x01\n\rShardProgress\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0c\n\x04\x64one\x18\x03 \x01(\x01\x12\r\n\x05total\x18\x04 \x01(\x01\x12(\n\x07running\x18\x05 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x15\n\rrunning_label\x18\x06 \x01(\t\x1at\n\rShardFinished\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x37\n\x0cSectionReady\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x1a\x19\n\x06Notice\x12\x0f\n\x07message\x18\x01 \x01(\tB\x07\n\x05\x65vent\"\xf8\x01\n\tAuditPlan\x12-\n\nprovenance\x18\x01 \x01(\x0b\x32\x19.onnx_audit.v1.Provenance\x12%\n\x06parity\x18\x02 \x01(\x0b\x32\x15.onnx_audit.v1.Parity\x12/\n\x08\x61uditors\x18\x03 \x01(\x0b\x32\x1d.onnx_audit.v1.AuditorConfigs\x12\x34\n\x05plans\x18\x04 \x03(\x0b\x32%.onnx_audit.v1.AuditEvent.AuditorPlan\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarning\"\x9a\x02\n\rSectionResult\x12,\n\x05units\x18\x01 \x01(\x0b\x32\x1b.onnx_audit.v1.UnitsSectionH\x00\x12\x36\n\ndistortion\x18\x02 \x01(\x0b\x32 .onnx_audit.v1.DistortionSectionH\x00\x12\x32\n\x08transfer\x18\x03 \x01(\x0b\x32\x1e.onnx_audit.v1.TransferSectionH\x00\x12\x34\n\tlipschitz\x18\x04 \x01(\x0b\x32\x1f.onnx_audit.v1.LipschitzSectionH\x00\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarningB\t\n\x07section\"d\n\x12\x43reateAuditRequest\x12#\n\x05\x61udit\x18\x01 \x01(\x0b\x32\x14.onnx_audit.v1.Audit\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x1f\n\x0fGetAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"t\n\x11ListAuditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x19.onnx_audit.v1.AuditState\x12\r\n\x05model\x18\x04 \x01(\t\"S\n\x12ListAuditsResponse\x12$\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x14.onnx_audit.v1.Audit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11WatchAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\" \n\x10GetReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x13RenderReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.onnx_audit.v1.ReportFormat\";\n\x14RenderReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"<\n\x15\x43ompareReportsRequest\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\"\x9e\x01\n\nComparison\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tcandidate\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12+\n\ndifference\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"H\n\x16\x43ompareReportsResponse\x12.\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x19.onnx_audit.v1.Comparison\"^\n\x15\x45valuatePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06policy\x18\x02 \x01(\x0b\x32\x15.onnx_audit.v1.Policy\x12\x10\n\x08\x62\x61seline\x18\x03 \x01(\t*\xc4\x01\n\nAuditState\x12\x1b\n\x17\x41UDIT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41UDIT_STATE_QUEUED\x10\x01\x12\x17\n\x13\x41UDIT_STATE_RUNNING\x10\x02\x12\x1a\n\x16\x41UDIT_STATE_CANCELLING\x10\x03\x12\x19\n\x15\x41UDIT_STATE_SUCCEEDED\x10\x04\x12\x16\n\x12\x41UDIT_STATE_FAILED\x10\x05\x12\x19\n\x15\x41UDIT_STATE_CANCELLED\x10\x06*\xab\x01\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x02\x12\x1a\n\x16REPORT_FORMAT_MARKDOWN\x10\x03\x12\x17\n\x13REPORT_FORMAT_SARIF\x10\x04\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x05\x32\xd2\x05\n\x0c\x41uditService\x12\x46\n\x0b\x43reateAudit\x12!.onnx_audit.v1.CreateAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12@\n\x08GetAudit\x12\x1e.onnx_audit.v1.GetAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12Q\n\nListAudits\x12 .onnx_audit.v1.ListAuditsRequest\x1a!.onnx_audit.v1.ListAuditsResponse\x12\x46\n\x0b\x43\x61ncelAudit\x12!.onnx_audit.v1.CancelAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12K\n\nWatchAudit\x12 .onnx_audit.v1.WatchAuditRequest\x1a\x19.onnx_audit.v1.AuditEvent0\x01\x12\x43\n\tGetReport\x12\x1f.onnx_audit.v1.GetReportRequest\x1a\x15.onnx_audit.v1.Report\x12W\n\x0cRenderReport\x12\".onnx_audit.v1.RenderReportRequest\x1a#.onnx_audit.v1.RenderReportResponse\x12]\n\x0e\x43ompareReports\x12$.onnx_audit.v1.CompareReportsRequest\x1a%.onnx_audit.v1.CompareReportsResponse\x12S\n\x0e\x45valuatePolicy\x12$.onnx_audit.v1.EvaluatePolicyRequest\x1a\x1b.onnx_audit.v1.PolicyResultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/audit.proto\x12\ronnx_audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1eonnx_audit/v1/distortion.proto\x1a\x1connx_audit/v1/estimate.proto\x1a\x1fonnx_audit/v1/linear_head.proto\x1a\x1donnx_audit/v1/lipschitz.proto\x1a\x1aonnx_audit/v1/policy.proto\x1a\x1donnx_audit/v1/probe_set.proto\x1a\x1aonnx_audit/v1/report.proto\x1a\x1connx_audit/v1/transfer.proto\x1a\x19onnx_audit/v1/units.proto\"\xd4\x01\n\x0e\x41uditorConfigs\x12)\n\x05units\x18\x01 \x01(\x0b\x32\x1a.onnx_audit.v1.UnitsConfig\x12\x33\n\ndistortion\x18\x02 \x01(\x0b\x32\x1f.onnx_audit.v1.DistortionConfig\x12/\n\x08transfer\x18\x03 \x01(\x0b\x32\x1d.onnx_audit.v1.TransferConfig\x12\x31\n\tlipschitz\x18\x04 \x01(\x0b\x32\x1e.onnx_audit.v1.LipschitzConfig\"\x99\x05\n\x05\x41udit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tprobe_set\x18\x04 \x01(\t\x12,\n\ninput_spec\x18\x05 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12\x18\n\x10input_spec_notes\x18\x06 \x03(\t\x12/\n\x08\x61uditors\x18\x07 \x01(\x0b\x32\x1d.onnx_audit.v1.AuditorConfigs\x12\x0c\n\x04seed\x18\x08 \x01(\x03\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05state\x18\n \x01(\x0e\x32\x19.onnx_audit.v1.AuditState\x12!\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x12.google.rpc.Status\x12\'\n\x07verdict\x18\x0c \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12\x15\n\rreport_digest\x18\r \x01(\t\x12.\n\x08progress\x18\x0e \x01(\x0b\x32\x1c.onnx_audit.v1.AuditProgress\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12/\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x0blinear_head\x18\x13 \x01(\x0b\x32\x1f.onnx_audit.v1.LinearHeadConfig\":\n\rAuditProgress\x12\x13\n\x0bshards_done\x18\x01 \x01(\x05\x12\x14\n\x0cshards_total\x18\x02 \x01(\x05\"\x82\n\n\nAuditEvent\x12\r\n\x05\x61udit\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12?\n\rstate_changed\x18\x04 \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.StateChangedH\x00\x12\x39\n\nplan_ready\x18\x05 \x01(\x0b\x32#.onnx_audit.v1.AuditEvent.PlanReadyH\x00\x12?\n\rshard_started\x18\x06 \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.ShardStartedH\x00\x12\x41\n\x0eshard_progress\x18\x07 \x01(\x0b\x32\'.onnx_audit.v1.AuditEvent.ShardProgressH\x00\x12\x41\n\x0eshard_finished\x18\x08 \x01(\x0b\x32\'.onnx_audit.v1.AuditEvent.ShardFinishedH\x00\x12?\n\rsection_ready\x18\t \x01(\x0b\x32&.onnx_audit.v1.AuditEvent.SectionReadyH\x00\x12\x32\n\x06notice\x18\n \x01(\x0b\x32 .onnx_audit.v1.AuditEvent.NoticeH\x00\x1ar\n\x0cStateChanged\x12(\n\x05state\x18\x01 \x01(\x0e\x32\x19.onnx_audit.v1.AuditState\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x15\n\rreport_digest\x18\x03 \x01(\t\x1a\x44\n\tPlanReady\x12\x37\n\x08\x61uditors\x18\x01 \x03(\x0b\x32%.onnx_audit.v1.AuditEvent.AuditorPlan\x1a\x63\n\x0b\x41uditorPlan\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\x0e\n\x06shards\x18\x02 \x01(\x05\x12\r\n\x05items\x18\x03 \x01(\x03\x12\x0c\n\x04unit\x18\x04 \x01(\t\x1aW\n\x0cShardStarted\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x1a\xa5\x01\n\rShardProgress\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\x0c\n\x04\x64one\x18\x03 \x01(\x01\x12\r\n\x05total\x18\x04 \x01(\x01\x12(\n\x07running\x18\x05 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x15\n\rrunning_label\x18\x06 \x01(\t\x1at\n\rShardFinished\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\r\n\x05shard\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x37\n\x0cSectionReady\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x1a\x19\n\x06Notice\x12\x0f\n\x07message\x18\x01 \x01(\tB\x07\n\x05\x65vent\"\xa8\x02\n\tAuditPlan\x12-\n\nprovenance\x18\x01 \x01(\x0b\x32\x19.onnx_audit.v1.Provenance\x12%\n\x06parity\x18\x02 \x01(\x0b\x32\x15.onnx_audit.v1.Parity\x12/\n\x08\x61uditors\x18\x03 \x01(\x0b\x32\x1d.onnx_audit.v1.AuditorConfigs\x12\x34\n\x05plans\x18\x04 \x03(\x0b\x32%.onnx_audit.v1.AuditEvent.AuditorPlan\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarning\x12.\n\x0blinear_head\x18\x06 \x01(\x0b\x32\x19.onnx_audit.v1.LinearHead\"\x9a\x02\n\rSectionResult\x12,\n\x05units\x18\x01 \x01(\x0b\x32\x1b.onnx_audit.v1.UnitsSectionH\x00\x12\x36\n\ndistortion\x18\x02 \x01(\x0b\x32 .onnx_audit.v1.DistortionSectionH\x00\x12\x32\n\x08transfer\x18\x03 \x01(\x0b\x32\x1e.onnx_audit.v1.TransferSectionH\x00\x12\x34\n\tlipschitz\x18\x04 \x01(\x0b\x32\x1f.onnx_audit.v1.LipschitzSectionH\x00\x12.\n\x08warnings\x18\x05 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarningB\t\n\x07section\"d\n\x12\x43reateAuditRequest\x12#\n\x05\x61udit\x18\x01 \x01(\x0b\x32\x14.onnx_audit.v1.Audit\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x1f\n\x0fGetAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"t\n\x11ListAuditsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12)\n\x06states\x18\x03 \x03(\x0e\x32\x19.onnx_audit.v1.AuditState\x12\r\n\x05model\x18\x04 \x01(\t\"S\n\x12ListAuditsResponse\x12$\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x14.onnx_audit.v1.Audit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x11WatchAuditRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\" \n\x10GetReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x13RenderReportRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1b.onnx_audit.v1.ReportFormat\";\n\x14RenderReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"<\n\x15\x43ompareReportsRequest\x12\x10\n\x08\x62\x61seline\x18\x01 \x01(\t\x12\x11\n\tcandidate\x18\x02 \x01(\t\"\x9e\x01\n\nComparison\x12\x0c\n\x04path\x18\x01 \x01(\t\x12)\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tcandidate\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12+\n\ndifference\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"H\n\x16\x43ompareReportsResponse\x12.\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x19.onnx_audit.v1.Comparison\"^\n\x15\x45valuatePolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x06policy\x18\x02 \x01(\x0b\x32\x15.onnx_audit.v1.Policy\x12\x10\n\x08\x62\x61seline\x18\x03 \x01(\t*\xc4\x01\n\nAuditState\x12\x1b\n\x17\x41UDIT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41UDIT_STATE_QUEUED\x10\x01\x12\x17\n\x13\x41UDIT_STATE_RUNNING\x10\x02\x12\x1a\n\x16\x41UDIT_STATE_CANCELLING\x10\x03\x12\x19\n\x15\x41UDIT_STATE_SUCCEEDED\x10\x04\x12\x16\n\x12\x41UDIT_STATE_FAILED\x10\x05\x12\x19\n\x15\x41UDIT_STATE_CANCELLED\x10\x06*\xab\x01\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x02\x12\x1a\n\x16REPORT_FORMAT_MARKDOWN\x10\x03\x12\x17\n\x13REPORT_FORMAT_SARIF\x10\x04\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x05\x32\xd2\x05\n\x0c\x41uditService\x12\x46\n\x0b\x43reateAudit\x12!.onnx_audit.v1.CreateAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12@\n\x08GetAudit\x12\x1e.onnx_audit.v1.GetAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12Q\n\nListAudits\x12 .onnx_audit.v1.ListAuditsRequest\x1a!.onnx_audit.v1.ListAuditsResponse\x12\x46\n\x0b\x43\x61ncelAudit\x12!.onnx_audit.v1.CancelAuditRequest\x1a\x14.onnx_audit.v1.Audit\x12K\n\nWatchAudit\x12 .onnx_audit.v1.WatchAuditRequest\x1a\x19.onnx_audit.v1.AuditEvent0\x01\x12\x43\n\tGetReport\x12\x1f.onnx_audit.v1.GetReportRequest\x1a\x15.onnx_audit.v1.Report\x12W\n\x0cRenderReport\x12\".onnx_audit.v1.RenderReportRequest\x1a#.onnx_audit.v1.RenderReportResponse\x12]\n\x0e\x43ompareReports\x12$.onnx_audit.v1.CompareReportsRequest\x1a%.onnx_audit.v1.CompareReportsResponse\x12S\n\x0e\x45valuatePolicy\x12$.onnx_audit.v1.EvaluatePolicyRequest\x1a\x1b.onnx_audit.v1.PolicyResultb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITSTATE']._serialized_start=4085
-  _globals['_AUDITSTATE']._serialized_end=4281
-  _globals['_REPORTFORMAT']._serialized_start=4284
-  _globals['_REPORTFORMAT']._serialized_end=4455
-  _globals['_AUDITORCONFIGS']._serialized_start=372
-  _globals['_AUDITORCONFIGS']._serialized_end=584
-  _globals['_AUDIT']._serialized_start=587
-  _globals['_AUDIT']._serialized_end=1198
-  _globals['_AUDITPROGRESS']._serialized_start=1200
-  _globals['_AUDITPROGRESS']._serialized_end=1258
-  _globals['_AUDITEVENT']._serialized_start=1261
-  _globals['_AUDITEVENT']._serialized_end=2543
-  _globals['_AUDITEVENT_STATECHANGED']._serialized_start=1790
-  _globals['_AUDITEVENT_STATECHANGED']._serialized_end=1904
-  _globals['_AUDITEVENT_PLANREADY']._serialized_start=1906
-  _globals['_AUDITEVENT_PLANREADY']._serialized_end=1974
-  _globals['_AUDITEVENT_AUDITORPLAN']._serialized_start=1976
-  _globals['_AUDITEVENT_AUDITORPLAN']._serialized_end=2075
-  _globals['_AUDITEVENT_SHARDSTARTED']._serialized_start=2077
-  _globals['_AUDITEVENT_SHARDSTARTED']._serialized_end=2164
-  _globals['_AUDITEVENT_SHARDPROGRESS']._serialized_start=2167
-  _globals['_AUDITEVENT_SHARDPROGRESS']._serialized_end=2332
-  _globals['_AUDITEVENT_SHARDFINISHED']._serialized_start=2334
-  _globals['_AUDITEVENT_SHARDFINISHED']._serialized_end=2450
-  _globals['_AUDITEVENT_SECTIONREADY']._serialized_start=2452
-  _globals['_AUDITEVENT_SECTIONREADY']._serialized_end=2507
-  _globals['_AUDITEVENT_NOTICE']._serialized_start=2509
-  _globals['_AUDITEVENT_NOTICE']._serialized_end=2534
-  _globals['_AUDITPLAN']._serialized_start=2546
-  _globals['_AUDITPLAN']._serialized_end=2794
-  _globals['_SECTIONRESULT']._serialized_start=2797
-  _globals['_SECTIONRESULT']._serialized_end=3079
-  _globals['_CREATEAUDITREQUEST']._serialized_start=3081
-  _globals['_CREATEAUDITREQUEST']._serialized_end=3181
-  _globals['_GETAUDITREQUEST']._serialized_start=3183
-  _globals['_GETAUDITREQUEST']._serialized_end=3214
-  _globals['_LISTAUDITSREQUEST']._serialized_start=3216
-  _globals['_LISTAUDITSREQUEST']._serialized_end=3332
-  _globals['_LISTAUDITSRESPONSE']._serialized_start=3334
-  _globals['_LISTAUDITSRESPONSE']._serialized_end=3417
-  _globals['_CANCELAUDITREQUEST']._serialized_start=3419
-  _globals['_CANCELAUDITREQUEST']._serialized_end=3453
-  _globals['_WATCHAUDITREQUEST']._serialized_start=3455
-  _globals['_WATCHAUDITREQUEST']._serialized_end=3512
-  _globals['_GETREPORTREQUEST']._serialized_start=3514
-  _globals['_GETREPORTREQUEST']._serialized_end=3546
-  _globals['_RENDERREPORTREQUEST']._serialized_start=3548
-  _globals['_RENDERREPORTREQUEST']._serialized_end=3628
-  _globals['_RENDERREPORTRESPONSE']._serialized_start=3630
-  _globals['_RENDERREPORTRESPONSE']._serialized_end=3689
-  _globals['_COMPAREREPORTSREQUEST']._serialized_start=3691
-  _globals['_COMPAREREPORTSREQUEST']._serialized_end=3751
-  _globals['_COMPARISON']._serialized_start=3754
-  _globals['_COMPARISON']._serialized_end=3912
-  _globals['_COMPAREREPORTSRESPONSE']._serialized_start=3914
-  _globals['_COMPAREREPORTSRESPONSE']._serialized_end=3986
-  _globals['_EVALUATEPOLICYREQUEST']._serialized_start=3988
-  _globals['_EVALUATEPOLICYREQUEST']._serialized_end=4082
-  _globals['_AUDITSERVICE']._serialized_start=4458
-  _globals['_AUDITSERVICE']._serialized_end=5180
+  _globals['_AUDITSTATE']._serialized_start=4220
+  _globals['_AUDITSTATE']._serialized_end=4416
+  _globals['_REPORTFORMAT']._serialized_start=4419
+  _globals['_REPORTFORMAT']._serialized_end=4590
+  _globals['_AUDITORCONFIGS']._serialized_start=405
+  _globals['_AUDITORCONFIGS']._serialized_end=617
+  _globals['_AUDIT']._serialized_start=620
+  _globals['_AUDIT']._serialized_end=1285
+  _globals['_AUDITPROGRESS']._serialized_start=1287
+  _globals['_AUDITPROGRESS']._serialized_end=1345
+  _globals['_AUDITEVENT']._serialized_start=1348
+  _globals['_AUDITEVENT']._serialized_end=2630
+  _globals['_AUDITEVENT_STATECHANGED']._serialized_start=1877
+  _globals['_AUDITEVENT_STATECHANGED']._serialized_end=1991
+  _globals['_AUDITEVENT_PLANREADY']._serialized_start=1993
+  _globals['_AUDITEVENT_PLANREADY']._serialized_end=2061
+  _globals['_AUDITEVENT_AUDITORPLAN']._serialized_start=2063
+  _globals['_AUDITEVENT_AUDITORPLAN']._serialized_end=2162
+  _globals['_AUDITEVENT_SHARDSTARTED']._serialized_start=2164
+  _globals['_AUDITEVENT_SHARDSTARTED']._serialized_end=2251
+  _globals['_AUDITEVENT_SHARDPROGRESS']._serialized_start=2254
+  _globals['_AUDITEVENT_SHARDPROGRESS']._serialized_end=2419
+  _globals['_AUDITEVENT_SHARDFINISHED']._serialized_start=2421
+  _globals['_AUDITEVENT_SHARDFINISHED']._serialized_end=2537
+  _globals['_AUDITEVENT_SECTIONREADY']._serialized_start=2539
+  _globals['_AUDITEVENT_SECTIONREADY']._serialized_end=2594
+  _globals['_AUDITEVENT_NOTICE']._serialized_start=2596
+  _globals['_AUDITEVENT_NOTICE']._serialized_end=2621
+  _globals['_AUDITPLAN']._serialized_start=2633
+  _globals['_AUDITPLAN']._serialized_end=2929
+  _globals['_SECTIONRESULT']._serialized_start=2932
+  _globals['_SECTIONRESULT']._serialized_end=3214
+  _globals['_CREATEAUDITREQUEST']._serialized_start=3216
+  _globals['_CREATEAUDITREQUEST']._serialized_end=3316
+  _globals['_GETAUDITREQUEST']._serialized_start=3318
+  _globals['_GETAUDITREQUEST']._serialized_end=3349
+  _globals['_LISTAUDITSREQUEST']._serialized_start=3351
+  _globals['_LISTAUDITSREQUEST']._serialized_end=3467
+  _globals['_LISTAUDITSRESPONSE']._serialized_start=3469
+  _globals['_LISTAUDITSRESPONSE']._serialized_end=3552
+  _globals['_CANCELAUDITREQUEST']._serialized_start=3554
+  _globals['_CANCELAUDITREQUEST']._serialized_end=3588
+  _globals['_WATCHAUDITREQUEST']._serialized_start=3590
+  _globals['_WATCHAUDITREQUEST']._serialized_end=3647
+  _globals['_GETREPORTREQUEST']._serialized_start=3649
+  _globals['_GETREPORTREQUEST']._serialized_end=3681
+  _globals['_RENDERREPORTREQUEST']._serialized_start=3683
+  _globals['_RENDERREPORTREQUEST']._serialized_end=3763
+  _globals['_RENDERREPORTRESPONSE']._serialized_start=3765
+  _globals['_RENDERREPORTRESPONSE']._serialized_end=3824
+  _globals['_COMPAREREPORTSREQUEST']._serialized_start=3826
+  _globals['_COMPAREREPORTSREQUEST']._serialized_end=3886
+  _globals['_COMPARISON']._serialized_start=3889
+  _globals['_COMPARISON']._serialized_end=4047
+  _globals['_COMPAREREPORTSRESPONSE']._serialized_start=4049
+  _globals['_COMPAREREPORTSRESPONSE']._serialized_end=4121
+  _globals['_EVALUATEPOLICYREQUEST']._serialized_start=4123
+  _globals['_EVALUATEPOLICYREQUEST']._serialized_end=4217
+  _globals['_AUDITSERVICE']._serialized_start=4593
+  _globals['_AUDITSERVICE']._serialized_end=5315
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from onnx_audit.v1 import distortion_pb2 as _distortion_pb2
 from onnx_audit.v1 import estimate_pb2 as _estimate_pb2
+from onnx_audit.v1 import linear_head_pb2 as _linear_head_pb2
 from onnx_audit.v1 import lipschitz_pb2 as _lipschitz_pb2
 from onnx_audit.v1 import policy_pb2 as _policy_pb2
 from onnx_audit.v1 import probe_set_pb2 as _probe_set_pb2
@@ -172,6 +173,7 @@ class Audit(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output: `audits/{id}`."""
     display_name: _builtins.str
@@ -228,6 +230,10 @@ class Audit(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Output: when it ended."""
 
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHeadConfig:
+        """Makes a classifier of a model that has no classes of its own; needs labelled probes."""
+
     def __init__(
         self,
         *,
@@ -249,10 +255,11 @@ class Audit(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        linear_head: _linear_head_pb2.LinearHeadConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "linear_head", b"linear_head", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "model", b"model", "name", b"name", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,6 +602,7 @@ class AuditPlan(_message.Message):
     AUDITORS_FIELD_NUMBER: _builtins.int
     PLANS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def provenance(self) -> _report_pb2.Provenance:
         """What the figures will depend on."""
@@ -615,6 +623,10 @@ class AuditPlan(_message.Message):
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.ReportWarning]:
         """What a reader of the report must know."""
 
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHead:
+        """The linear head, if one was asked for."""
+
     def __init__(
         self,
         *,
@@ -623,10 +635,11 @@ class AuditPlan(_message.Message):
         auditors: Global___AuditorConfigs | None = ...,
         plans: _abc.Iterable[Global___AuditEvent.AuditorPlan] | None = ...,
         warnings: _abc.Iterable[_report_pb2.ReportWarning] | None = ...,
+        linear_head: _linear_head_pb2.LinearHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "parity", b"parity", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "linear_head", b"linear_head", "parity", b"parity", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "parity", b"parity", "plans", b"plans", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "linear_head", b"linear_head", "parity", b"parity", "plans", b"plans", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _NoiseKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NoiseKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NoiseKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NOISE_KIND_UNSPECIFIED: _NoiseKind.ValueType  # 0
+    """Not used."""
+    NOISE_KIND_GAUSSIAN: _NoiseKind.ValueType  # 1
+    """Independent and Gaussian; the scale is its standard deviation."""
+    NOISE_KIND_UNIFORM: _NoiseKind.ValueType  # 2
+    """Independent and uniform; the scale is half of its width."""
+    NOISE_KIND_SALT_AND_PEPPER: _NoiseKind.ValueType  # 3
+    """Entries are set to one end of the box or the other; the scale is their share."""
+
+class NoiseKind(_NoiseKind, metaclass=_NoiseKindEnumTypeWrapper):
+    """Random noise, as shares of the width of the box, cut off at its ends."""
+
+NOISE_KIND_UNSPECIFIED: NoiseKind.ValueType  # 0
+"""Not used."""
+NOISE_KIND_GAUSSIAN: NoiseKind.ValueType  # 1
+"""Independent and Gaussian; the scale is its standard deviation."""
+NOISE_KIND_UNIFORM: NoiseKind.ValueType  # 2
+"""Independent and uniform; the scale is half of its width."""
+NOISE_KIND_SALT_AND_PEPPER: NoiseKind.ValueType  # 3
+"""Entries are set to one end of the box or the other; the scale is their share."""
+Global___NoiseKind: _TypeAlias = NoiseKind  # noqa: Y015
+
 class _TargetMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -128,6 +156,54 @@ of every figure but the clean accuracy.
 """
 Global___ProbeOutcome: _TypeAlias = ProbeOutcome  # noqa: Y015
 
+class _ExampleSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExampleSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExampleSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXAMPLE_SOURCE_UNSPECIFIED: _ExampleSource.ValueType  # 0
+    """There is no example."""
+    EXAMPLE_SOURCE_GRADIENTS: _ExampleSource.ValueType  # 1
+    """The methods of the configuration, by gradients of the network."""
+    EXAMPLE_SOURCE_BLACK_BOX: _ExampleSource.ValueType  # 2
+    """The search by ONNX Runtime's answers alone."""
+
+class ExampleSource(_ExampleSource, metaclass=_ExampleSourceEnumTypeWrapper):
+    """What found an example."""
+
+EXAMPLE_SOURCE_UNSPECIFIED: ExampleSource.ValueType  # 0
+"""There is no example."""
+EXAMPLE_SOURCE_GRADIENTS: ExampleSource.ValueType  # 1
+"""The methods of the configuration, by gradients of the network."""
+EXAMPLE_SOURCE_BLACK_BOX: ExampleSource.ValueType  # 2
+"""The search by ONNX Runtime's answers alone."""
+Global___ExampleSource: _TypeAlias = ExampleSource  # noqa: Y015
+
+class _CertificateMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CertificateMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CertificateMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CERTIFICATE_METHOD_UNSPECIFIED: _CertificateMethod.ValueType  # 0
+    """Not used."""
+    CERTIFICATE_METHOD_EXACT: _CertificateMethod.ValueType  # 1
+    """The exact optimum of a small model: a convex program for each pattern of active units."""
+    CERTIFICATE_METHOD_LIPSCHITZ: _CertificateMethod.ValueType  # 2
+    """A bound on how much the network amplifies a change."""
+
+class CertificateMethod(_CertificateMethod, metaclass=_CertificateMethodEnumTypeWrapper):
+    """How a lower bound was proved."""
+
+CERTIFICATE_METHOD_UNSPECIFIED: CertificateMethod.ValueType  # 0
+"""Not used."""
+CERTIFICATE_METHOD_EXACT: CertificateMethod.ValueType  # 1
+"""The exact optimum of a small model: a convex program for each pattern of active units."""
+CERTIFICATE_METHOD_LIPSCHITZ: CertificateMethod.ValueType  # 2
+"""A bound on how much the network amplifies a change."""
+Global___CertificateMethod: _TypeAlias = CertificateMethod  # noqa: Y015
+
 @_typing.final
 class DistortionConfig(_message.Message):
     """What `distortion` is asked to do."""
@@ -140,6 +216,12 @@ class DistortionConfig(_message.Message):
     TARGET_MODE_FIELD_NUMBER: _builtins.int
     TARGET_CLASS_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
+    BLACK_BOX_RUNS_FIELD_NUMBER: _builtins.int
+    HIDDEN_VALUES_FIELD_NUMBER: _builtins.int
+    HIDDEN_COUNT_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    NOISE_DRAWS_FIELD_NUMBER: _builtins.int
+    EXACT_PROBES_FIELD_NUMBER: _builtins.int
     budget: _builtins.int
     """Gradient evaluations per probe, norm and class aimed at, (forward + backward rows) / 2; 0
     means 500. At most 100,000.
@@ -150,6 +232,21 @@ class DistortionConfig(_message.Message):
     """What the answer has to become; not set means UNTARGETED."""
     target_class: _builtins.int
     """The class that the answer of every probe has to become; for GIVEN, and only there."""
+    black_box_runs: _builtins.int
+    """Answers of ONNX Runtime that the search without gradients may ask for, per probe, norm and class
+    aimed at; 0 means 1,000. From 20 to 1,000,000. It runs where gradients cannot be relied on: see
+    `black_box_searches`.
+    """
+    hidden_count: _builtins.int
+    """So many hidden values, spread over the depth of the network, in the place of names; 0 means
+    those in `hidden_values`.
+    """
+    noise_draws: _builtins.int
+    """Draws of noise per probe and kind; 0 means 32. From 8 to 1,024."""
+    exact_probes: _builtins.int
+    """Probes for which the exact optimum is worked out, drawn with the audit's seed, where the model is
+    small enough; not set means 32, 0 none.
+    """
     @_builtins.property
     def norms(self) -> _containers.RepeatedScalarFieldContainer[_estimate_pb2.Norm.ValueType]:
         """Norms in which to look for the smallest change; none means L2."""
@@ -157,6 +254,16 @@ class DistortionConfig(_message.Message):
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[Global___SearchMethod.ValueType]:
         """Methods that share the budget, in this order; none means PROJECTED."""
+
+    @_builtins.property
+    def hidden_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of hidden values whose smallest change is looked for, in all `norms` and with the budget
+        for each; none by default. Every path from the input to the answer must go through each.
+        """
+
+    @_builtins.property
+    def noise(self) -> _containers.RepeatedScalarFieldContainer[Global___NoiseKind.ValueType]:
+        """Kinds of random noise whose size is compared with the distortion; none by default."""
 
     def __init__(
         self,
@@ -167,16 +274,64 @@ class DistortionConfig(_message.Message):
         target_mode: Global___TargetMode.ValueType = ...,
         target_class: _builtins.int | None = ...,
         methods: _abc.Iterable[Global___SearchMethod.ValueType] | None = ...,
+        black_box_runs: _builtins.int = ...,
+        hidden_values: _abc.Iterable[_builtins.str] | None = ...,
+        hidden_count: _builtins.int = ...,
+        noise: _abc.Iterable[Global___NoiseKind.ValueType] | None = ...,
+        noise_draws: _builtins.int = ...,
+        exact_probes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_class", b"_target_class", "target_class", b"target_class"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes", "_target_class", b"_target_class", "exact_probes", b"exact_probes", "target_class", b"target_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_class", b"_target_class", "budget", b"budget", "max_probes", b"max_probes", "methods", b"methods", "norms", b"norms", "target_class", b"target_class", "target_mode", b"target_mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes", "_target_class", b"_target_class", "black_box_runs", b"black_box_runs", "budget", b"budget", "exact_probes", b"exact_probes", "hidden_count", b"hidden_count", "hidden_values", b"hidden_values", "max_probes", b"max_probes", "methods", b"methods", "noise", b"noise", "noise_draws", b"noise_draws", "norms", b"norms", "target_class", b"target_class", "target_mode", b"target_mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exact_probes: _TypeAlias = _typing.Literal["exact_probes"]  # noqa: Y015
+    _WhichOneofArgType__exact_probes: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes"]  # noqa: Y015
     _WhichOneofReturnType__target_class: _TypeAlias = _typing.Literal["target_class"]  # noqa: Y015
     _WhichOneofArgType__target_class: _TypeAlias = _typing.Literal["_target_class", b"_target_class"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exact_probes) -> _WhichOneofReturnType__exact_probes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_class) -> _WhichOneofReturnType__target_class | None: ...
 
 Global___DistortionConfig: _TypeAlias = DistortionConfig  # noqa: Y015
+
+@_typing.final
+class CertifiedRadius(_message.Message):
+    """Proof that a probe's answer stands any smaller change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOWER_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    OPTIMUM_FIELD_NUMBER: _builtins.int
+    lower: _builtins.float
+    """No change inside the box that is smaller than this in the norm changes the answer (to the class
+    aimed at, if there is one). Holds for the file's float32 arithmetic in any order of summation.
+    """
+    method: Global___CertificateMethod.ValueType
+    """How it was proved."""
+    optimum: _builtins.float
+    """The smallest distortion of the model in real arithmetic, up to a share of 1e-4; a tie counts as
+    a changed answer, and Infinity says that the box holds no change. Not set where only the lower
+    bound is known.
+    """
+    def __init__(
+        self,
+        *,
+        lower: _builtins.float = ...,
+        method: Global___CertificateMethod.ValueType = ...,
+        optimum: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_optimum", b"_optimum", "optimum", b"optimum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_optimum", b"_optimum", "lower", b"lower", "method", b"method", "optimum", b"optimum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__optimum: _TypeAlias = _typing.Literal["optimum"]  # noqa: Y015
+    _WhichOneofArgType__optimum: _TypeAlias = _typing.Literal["_optimum", b"_optimum"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__optimum) -> _WhichOneofReturnType__optimum | None: ...
+
+Global___CertifiedRadius: _TypeAlias = CertifiedRadius  # noqa: Y015
 
 @_typing.final
 class ProbeDistortion(_message.Message):
@@ -196,6 +351,10 @@ class ProbeDistortion(_message.Message):
     CLEAN_CONFIDENCE_FIELD_NUMBER: _builtins.int
     ADVERSARIAL_CONFIDENCE_FIELD_NUMBER: _builtins.int
     GRADIENT_VANISHES_FIELD_NUMBER: _builtins.int
+    FOUND_BY_FIELD_NUMBER: _builtins.int
+    BLACK_BOX_RUNS_FIELD_NUMBER: _builtins.int
+    ROUNDED_DISTANCE_FIELD_NUMBER: _builtins.int
+    CERTIFIED_FIELD_NUMBER: _builtins.int
     probe: _builtins.int
     """Index in the probe set."""
     outcome: Global___ProbeOutcome.ValueType
@@ -229,6 +388,18 @@ class ProbeDistortion(_message.Message):
     """Whether the gradient of the margin (score of the label less the largest other) at the probe is
     all zero or not finite: a search by gradients has no direction there.
     """
+    found_by: Global___ExampleSource.ValueType
+    """What found the example."""
+    black_box_runs: _builtins.int
+    """Answers of ONNX Runtime that the search without gradients asked for; 0 where it did not run."""
+    rounded_distance: _builtins.float
+    """Distance of the nearest confirmed example that an image file can hold: entries that change are
+    whole levels. Infinity, 0 and NaN as in distance; not set where inputs have no levels.
+    """
+    @_builtins.property
+    def certified(self) -> Global___CertifiedRadius:
+        """What is proved; not set where nothing is."""
+
     def __init__(
         self,
         *,
@@ -244,16 +415,337 @@ class ProbeDistortion(_message.Message):
         clean_confidence: _builtins.float = ...,
         adversarial_confidence: _builtins.float = ...,
         gradient_vanishes: _builtins.bool = ...,
+        found_by: Global___ExampleSource.ValueType = ...,
+        black_box_runs: _builtins.int = ...,
+        rounded_distance: _builtins.float | None = ...,
+        certified: Global___CertifiedRadius | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rounded_distance", b"_rounded_distance", "_target", b"_target", "certified", b"certified", "rounded_distance", b"rounded_distance", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target", b"_target", "adversarial_confidence", b"adversarial_confidence", "adversarial_prediction", b"adversarial_prediction", "clean_confidence", b"clean_confidence", "clean_prediction", b"clean_prediction", "distance", b"distance", "evaluations", b"evaluations", "gradient_vanishes", b"gradient_vanishes", "label", b"label", "outcome", b"outcome", "probe", b"probe", "rms", b"rms", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rounded_distance", b"_rounded_distance", "_target", b"_target", "adversarial_confidence", b"adversarial_confidence", "adversarial_prediction", b"adversarial_prediction", "black_box_runs", b"black_box_runs", "certified", b"certified", "clean_confidence", b"clean_confidence", "clean_prediction", b"clean_prediction", "distance", b"distance", "evaluations", b"evaluations", "found_by", b"found_by", "gradient_vanishes", b"gradient_vanishes", "label", b"label", "outcome", b"outcome", "probe", b"probe", "rms", b"rms", "rounded_distance", b"rounded_distance", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rounded_distance: _TypeAlias = _typing.Literal["rounded_distance"]  # noqa: Y015
+    _WhichOneofArgType__rounded_distance: _TypeAlias = _typing.Literal["_rounded_distance", b"_rounded_distance"]  # noqa: Y015
     _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
     _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rounded_distance) -> _WhichOneofReturnType__rounded_distance | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
 
 Global___ProbeDistortion: _TypeAlias = ProbeDistortion  # noqa: Y015
+
+@_typing.final
+class RoundedDistortion(_message.Message):
+    """Examples that an image file can hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    MEAN_RATIO_FIELD_NUMBER: _builtins.int
+    TRAINING_SET_FIELD_NUMBER: _builtins.int
+    confirmed: _builtins.int
+    """Probes with such an example that ONNX Runtime confirmed."""
+    @_builtins.property
+    def mean(self) -> _estimate_pb2.Estimate:
+        """Mean of their distances."""
+
+    @_builtins.property
+    def median(self) -> _estimate_pb2.Estimate:
+        """Median distance over the probes that were searched; one without such an example counts as
+        Infinity.
+        """
+
+    @_builtins.property
+    def mean_ratio(self) -> _estimate_pb2.Estimate:
+        """Mean ratio of the rounded example's distance to that of the nearest example; unit "1"."""
+
+    @_builtins.property
+    def training_set(self) -> _estimate_pb2.BlobRef:
+        """Safetensors blob in the form of a probe set: these examples as `inputs` and their right labels
+        as `labels`. For uint8 probes it is uint8 and takes the same divisor, unless the box reaches
+        beyond what uint8 holds; else float32 in probe space (divisor 1). Not set where there is none.
+        """
+
+    def __init__(
+        self,
+        *,
+        confirmed: _builtins.int = ...,
+        mean: _estimate_pb2.Estimate | None = ...,
+        median: _estimate_pb2.Estimate | None = ...,
+        mean_ratio: _estimate_pb2.Estimate | None = ...,
+        training_set: _estimate_pb2.BlobRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "mean_ratio", b"mean_ratio", "median", b"median", "training_set", b"training_set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "mean", b"mean", "mean_ratio", b"mean_ratio", "median", b"median", "training_set", b"training_set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundedDistortion: _TypeAlias = RoundedDistortion  # noqa: Y015
+
+@_typing.final
+class CertifiedDistortion(_message.Message):
+    """Found distances beside what is proved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFIED_FIELD_NUMBER: _builtins.int
+    FOUND_OVER_LOWER_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    FOUND_OVER_OPTIMUM_FIELD_NUMBER: _builtins.int
+    NONE_EXISTS_FIELD_NUMBER: _builtins.int
+    certified: _builtins.int
+    """Probes with a certified radius that were searched."""
+    exact: _builtins.int
+    """Probes whose exact optimum is known."""
+    none_exists: _builtins.int
+    """Probes for which it is proved that the box holds no example at all."""
+    @_builtins.property
+    def found_over_lower(self) -> _estimate_pb2.Estimate:
+        """Mean ratio of the found distance to the certified lower bound, over those with an example and a
+        bound above 0; unit "1", at least 1.
+        """
+
+    @_builtins.property
+    def found_over_optimum(self) -> _estimate_pb2.Estimate:
+        """Mean ratio of the found distance to the exact optimum, over those with an example and an optimum
+        above 0; unit "1".
+        """
+
+    def __init__(
+        self,
+        *,
+        certified: _builtins.int = ...,
+        found_over_lower: _estimate_pb2.Estimate | None = ...,
+        exact: _builtins.int = ...,
+        found_over_optimum: _estimate_pb2.Estimate | None = ...,
+        none_exists: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["found_over_lower", b"found_over_lower", "found_over_optimum", b"found_over_optimum"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certified", b"certified", "exact", b"exact", "found_over_lower", b"found_over_lower", "found_over_optimum", b"found_over_optimum", "none_exists", b"none_exists"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CertifiedDistortion: _TypeAlias = CertifiedDistortion  # noqa: Y015
+
+@_typing.final
+class HiddenDistortion(_message.Message):
+    """The smallest changes of a hidden value that change the network's answer. A file takes no hidden
+    values, so these answers are the network's, not ONNX Runtime's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    OP_TYPE_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    RELATIVE_QUANTILES_FIELD_NUMBER: _builtins.int
+    RELATIVE_MEAN_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    NOT_FOUND_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    DISTANCES_FIELD_NUMBER: _builtins.int
+    RELATIVE_DISTANCES_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """Name of the value in the graph."""
+    norm: _estimate_pb2.Norm.ValueType
+    """The norm."""
+    op_type: _builtins.str
+    """Operator that makes it."""
+    dimension: _builtins.int
+    """Its number of entries per sample."""
+    depth: _builtins.float
+    """Its place among the nodes between input and answer, from 0 (first) to 1 (last)."""
+    found: _builtins.int
+    """Probes with a change that was found."""
+    not_found: _builtins.int
+    """Probes without."""
+    evaluations: _builtins.int
+    """Gradient evaluations spent, each from the hidden value on."""
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.Quantile]:
+        """Quantiles of the distance over the probes that were searched; one without a change that was
+        found counts as Infinity.
+        """
+
+    @_builtins.property
+    def mean(self) -> _estimate_pb2.Estimate:
+        """Mean distance over the probes with a change that was found."""
+
+    @_builtins.property
+    def relative_quantiles(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.Quantile]:
+        """Quantiles of the distance over the norm of the value itself; unit "1"."""
+
+    @_builtins.property
+    def relative_mean(self) -> _estimate_pb2.Estimate:
+        """Mean of the same over the probes with a change that was found."""
+
+    @_builtins.property
+    def distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Distance of each probe, in the order of the probe set; Infinity where no change was found, NaN
+        where the probe was not searched. Left out beyond 4,096 probes.
+        """
+
+    @_builtins.property
+    def relative_distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The same over the norm of the value itself."""
+
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        norm: _estimate_pb2.Norm.ValueType = ...,
+        op_type: _builtins.str = ...,
+        dimension: _builtins.int = ...,
+        depth: _builtins.float = ...,
+        quantiles: _abc.Iterable[_estimate_pb2.Quantile] | None = ...,
+        mean: _estimate_pb2.Estimate | None = ...,
+        relative_quantiles: _abc.Iterable[_estimate_pb2.Quantile] | None = ...,
+        relative_mean: _estimate_pb2.Estimate | None = ...,
+        found: _builtins.int = ...,
+        not_found: _builtins.int = ...,
+        evaluations: _builtins.int = ...,
+        distances: _abc.Iterable[_builtins.float] | None = ...,
+        relative_distances: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "relative_mean", b"relative_mean"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "dimension", b"dimension", "distances", b"distances", "evaluations", b"evaluations", "found", b"found", "mean", b"mean", "norm", b"norm", "not_found", b"not_found", "op_type", b"op_type", "quantiles", b"quantiles", "relative_distances", b"relative_distances", "relative_mean", b"relative_mean", "relative_quantiles", b"relative_quantiles", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HiddenDistortion: _TypeAlias = HiddenDistortion  # noqa: Y015
+
+@_typing.final
+class NoiseDistortion(_message.Message):
+    """The noise of one kind that has changed ONNX Runtime's answer in half of the draws: each draw is
+    scaled up until the answer changes for the first time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    UNMOVED_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    kind: Global___NoiseKind.ValueType
+    """The kind."""
+    unmoved: _builtins.int
+    """Probes whose answer no scale up to the largest changes in half of the draws: 4 for GAUSSIAN
+    and UNIFORM, 1 for SALT_AND_PEPPER.
+    """
+    @_builtins.property
+    def scale(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.Quantile]:
+        """Quantiles of its scale over the probes that are answered rightly; a probe whose answer not even
+        scales up to the largest change in half of the draws counts as Infinity. Unit "box", a share of the
+        width of the box; "1" for SALT_AND_PEPPER.
+        """
+
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NoiseSize]:
+        """Its size in each norm of the configuration."""
+
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeNoise]:
+        """Per probe, in the order of the probe set; left out beyond 4,096 probes."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___NoiseKind.ValueType = ...,
+        scale: _abc.Iterable[_estimate_pb2.Quantile] | None = ...,
+        unmoved: _builtins.int = ...,
+        sizes: _abc.Iterable[Global___NoiseSize] | None = ...,
+        probes: _abc.Iterable[Global___ProbeNoise] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "probes", b"probes", "scale", b"scale", "sizes", b"sizes", "unmoved", b"unmoved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoiseDistortion: _TypeAlias = NoiseDistortion  # noqa: Y015
+
+@_typing.final
+class NoiseSize(_message.Message):
+    """The size of such noise in one norm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NORM_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    RATIO_FIELD_NUMBER: _builtins.int
+    norm: _estimate_pb2.Norm.ValueType
+    """The norm."""
+    @_builtins.property
+    def size(self) -> _estimate_pb2.Estimate:
+        """Median over the probes of the noise's size in probe space after it was cut off at the box."""
+
+    @_builtins.property
+    def ratio(self) -> _estimate_pb2.Estimate:
+        """Median over the probes with a confirmed example of how many times the distortion that is; unit
+        "1". The larger, the rarer are the changes that fool.
+        """
+
+    def __init__(
+        self,
+        *,
+        norm: _estimate_pb2.Norm.ValueType = ...,
+        size: _estimate_pb2.Estimate | None = ...,
+        ratio: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ratio", b"ratio", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["norm", b"norm", "ratio", b"ratio", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoiseSize: _TypeAlias = NoiseSize  # noqa: Y015
+
+@_typing.final
+class ProbeNoise(_message.Message):
+    """The noise that has changed the answer to one probe in half of the draws."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBE_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    probe: _builtins.int
+    """Index in the probe set."""
+    @_builtins.property
+    def scale(self) -> _estimate_pb2.Estimate:
+        """The scale, with its interval over the draws; Infinity where even the largest does not do, NaN
+        where the probe is answered wrongly without any.
+        """
+
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Median size of the noise at that scale, for each norm of the configuration."""
+
+    def __init__(
+        self,
+        *,
+        probe: _builtins.int = ...,
+        scale: _estimate_pb2.Estimate | None = ...,
+        sizes: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe", "scale", b"scale", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeNoise: _TypeAlias = ProbeNoise  # noqa: Y015
 
 @_typing.final
 class ClassDistortion(_message.Message):
@@ -392,6 +884,11 @@ class NormDistortion(_message.Message):
     BY_CLASS_FIELD_NUMBER: _builtins.int
     CLASS_PAIRS_FIELD_NUMBER: _builtins.int
     STABILITY_FIELD_NUMBER: _builtins.int
+    BLACK_BOX_SEARCHES_FIELD_NUMBER: _builtins.int
+    BLACK_BOX_RUNS_FIELD_NUMBER: _builtins.int
+    FOUND_BY_BLACK_BOX_FIELD_NUMBER: _builtins.int
+    ROUNDED_FIELD_NUMBER: _builtins.int
+    CERTIFIED_FIELD_NUMBER: _builtins.int
     norm: _estimate_pb2.Norm.ValueType
     """The norm."""
     confirmed: _builtins.int
@@ -404,6 +901,14 @@ class NormDistortion(_message.Message):
     """Gradient evaluations spent on all probes."""
     target_is_label: _builtins.int
     """Probes whose label is the class aimed at; they are left out."""
+    black_box_searches: _builtins.int
+    """Probes that were searched by ONNX Runtime's answers alone, too: those without a confirmed
+    example, those without a usable gradient, and all where the network's gradients are surrogates.
+    """
+    black_box_runs: _builtins.int
+    """Answers of ONNX Runtime that these searches asked for."""
+    found_by_black_box: _builtins.int
+    """Confirmed examples that they found."""
     @_builtins.property
     def mean(self) -> _estimate_pb2.Estimate:
         """Mean distance over the probes that the model answers rightly and an example was found for."""
@@ -437,8 +942,10 @@ class NormDistortion(_message.Message):
     def artefact(self) -> _estimate_pb2.BlobRef:
         """Safetensors blob with a row per audited probe: `probe` (int64), `label`, `target` (-1 where
         there is no single one), `clean_prediction`, `adversarial_prediction`, `outcome`; `distance`
-        (float64), `rms`, `clean_confidence`, `adversarial_confidence`; `original` (float32, probe
-        space), `example` (the probe itself where there is none) and `perturbation`, their difference.
+        (float64), `rms`, `clean_confidence`, `adversarial_confidence`; `found_by`; `original`
+        (float32, probe space), `example` (the probe itself where there is none) and `perturbation`, their
+        difference; where inputs have levels `rounded_distance` and `rounded_example`; where something is
+        proved `certified_lower` and `optimum`, NaN where not.
         With EVERY_OTHER_CLASS also `class_distance` (float64, a column per class; NaN where a class was
         not aimed at, Infinity where no example was confirmed).
         """
@@ -464,6 +971,14 @@ class NormDistortion(_message.Message):
     def stability(self) -> Global___SearchStability:
         """How far the search repeats itself with another seed; its evaluations are not in `evaluations`."""
 
+    @_builtins.property
+    def rounded(self) -> Global___RoundedDistortion:
+        """Examples that an image file can hold; not set where inputs have no levels."""
+
+    @_builtins.property
+    def certified(self) -> Global___CertifiedDistortion:
+        """Found distances beside what is proved; not set where nothing is."""
+
     def __init__(
         self,
         *,
@@ -484,10 +999,15 @@ class NormDistortion(_message.Message):
         by_class: _abc.Iterable[Global___ClassDistortion] | None = ...,
         class_pairs: _abc.Iterable[Global___ClassPairDistortion] | None = ...,
         stability: Global___SearchStability | None = ...,
+        black_box_searches: _builtins.int = ...,
+        black_box_runs: _builtins.int = ...,
+        found_by_black_box: _builtins.int = ...,
+        rounded: Global___RoundedDistortion | None = ...,
+        certified: Global___CertifiedDistortion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "mean", b"mean", "mean_rms", b"mean_rms", "stability", b"stability", "training_set", b"training_set"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "certified", b"certified", "mean", b"mean", "mean_rms", b"mean_rms", "rounded", b"rounded", "stability", b"stability", "training_set", b"training_set"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "by_class", b"by_class", "class_pairs", b"class_pairs", "confirmed", b"confirmed", "evaluations", b"evaluations", "mean", b"mean", "mean_rms", b"mean_rms", "most_fragile", b"most_fragile", "norm", b"norm", "not_found", b"not_found", "probes", b"probes", "quantiles", b"quantiles", "robust_accuracy", b"robust_accuracy", "stability", b"stability", "target_is_label", b"target_is_label", "training_set", b"training_set", "unconfirmed", b"unconfirmed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "black_box_runs", b"black_box_runs", "black_box_searches", b"black_box_searches", "by_class", b"by_class", "certified", b"certified", "class_pairs", b"class_pairs", "confirmed", b"confirmed", "evaluations", b"evaluations", "found_by_black_box", b"found_by_black_box", "mean", b"mean", "mean_rms", b"mean_rms", "most_fragile", b"most_fragile", "norm", b"norm", "not_found", b"not_found", "probes", b"probes", "quantiles", b"quantiles", "robust_accuracy", b"robust_accuracy", "rounded", b"rounded", "stability", b"stability", "target_is_label", b"target_is_label", "training_set", b"training_set", "unconfirmed", b"unconfirmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,12 +1026,17 @@ class DistortionSection(_message.Message):
     NORMS_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
     VANISHING_GRADIENTS_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     probe_count: _builtins.int
     """Probes audited."""
     misclassified: _builtins.int
     """Probes that the model answers wrongly without any change."""
     dimension: _builtins.int
     """Dimension of probe space: the number n in the definition of rms."""
+    levels: _builtins.float
+    """Levels per unit of probe space that inputs can have, such as 255; 0 where any value goes."""
     @_builtins.property
     def config(self) -> Global___DistortionConfig:
         """The configuration with its defaults filled in."""
@@ -528,6 +1053,14 @@ class DistortionSection(_message.Message):
     def vanishing_gradients(self) -> _estimate_pb2.Estimate:
         """Share of the probes where the gradient of the margin is all zero or not finite."""
 
+    @_builtins.property
+    def hidden(self) -> _containers.RepeatedCompositeFieldContainer[Global___HiddenDistortion]:
+        """One entry per hidden value and norm, in the order of the configuration."""
+
+    @_builtins.property
+    def noise(self) -> _containers.RepeatedCompositeFieldContainer[Global___NoiseDistortion]:
+        """One entry per kind of noise."""
+
     def __init__(
         self,
         *,
@@ -538,10 +1071,13 @@ class DistortionSection(_message.Message):
         norms: _abc.Iterable[Global___NormDistortion] | None = ...,
         dimension: _builtins.int = ...,
         vanishing_gradients: _estimate_pb2.Estimate | None = ...,
+        levels: _builtins.float = ...,
+        hidden: _abc.Iterable[Global___HiddenDistortion] | None = ...,
+        noise: _abc.Iterable[Global___NoiseDistortion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "vanishing_gradients", b"vanishing_gradients"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "dimension", b"dimension", "misclassified", b"misclassified", "norms", b"norms", "probe_count", b"probe_count", "vanishing_gradients", b"vanishing_gradients"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "config", b"config", "dimension", b"dimension", "hidden", b"hidden", "levels", b"levels", "misclassified", b"misclassified", "noise", b"noise", "norms", b"norms", "probe_count", b"probe_count", "vanishing_gradients", b"vanishing_gradients"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,6 +1101,7 @@ class DistortionPartial(_message.Message):
         CLASS_DISTANCES_FIELD_NUMBER: _builtins.int
         REPEATED_POSITIONS_FIELD_NUMBER: _builtins.int
         REPEATED_DISTANCES_FIELD_NUMBER: _builtins.int
+        ROUNDED_EXAMPLES_FIELD_NUMBER: _builtins.int
         norm: _estimate_pb2.Norm.ValueType
         """The norm."""
         examples: _builtins.bytes
@@ -573,6 +1110,8 @@ class DistortionPartial(_message.Message):
         """Distances to each class, float64 little-endian, row-major, one row per probe and one column
         per class, where every other class was aimed at; else empty.
         """
+        rounded_examples: _builtins.bytes
+        """Examples of whole levels, as `examples`; empty where inputs have no levels."""
         @_builtins.property
         def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeDistortion]:
             """Per probe, in the order of the shard."""
@@ -594,10 +1133,65 @@ class DistortionPartial(_message.Message):
             class_distances: _builtins.bytes = ...,
             repeated_positions: _abc.Iterable[_builtins.int] | None = ...,
             repeated_distances: _abc.Iterable[_builtins.float] | None = ...,
+            rounded_examples: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["class_distances", b"class_distances", "examples", b"examples", "norm", b"norm", "probes", b"probes", "repeated_distances", b"repeated_distances", "repeated_positions", b"repeated_positions"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["class_distances", b"class_distances", "examples", b"examples", "norm", b"norm", "probes", b"probes", "repeated_distances", b"repeated_distances", "repeated_positions", b"repeated_positions", "rounded_examples", b"rounded_examples"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HiddenPart(_message.Message):
+        """The rows of one hidden value and norm."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        DISTANCES_FIELD_NUMBER: _builtins.int
+        RELATIVE_DISTANCES_FIELD_NUMBER: _builtins.int
+        EVALUATIONS_FIELD_NUMBER: _builtins.int
+        evaluations: _builtins.int
+        """Gradient evaluations spent."""
+        @_builtins.property
+        def distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """Distances, one per probe; see `HiddenDistortion.distances`."""
+
+        @_builtins.property
+        def relative_distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+            """The same over the norm of the value itself."""
+
+        def __init__(
+            self,
+            *,
+            distances: _abc.Iterable[_builtins.float] | None = ...,
+            relative_distances: _abc.Iterable[_builtins.float] | None = ...,
+            evaluations: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["distances", b"distances", "evaluations", b"evaluations", "relative_distances", b"relative_distances"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NoisePart(_message.Message):
+        """The rows of one kind of noise."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PROBES_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeNoise]:
+            """Per probe, in the order of the shard."""
+
+        def __init__(
+            self,
+            *,
+            probes: _abc.Iterable[Global___ProbeNoise] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["probes", b"probes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -605,6 +1199,8 @@ class DistortionPartial(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     NORMS_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
     begin: _builtins.int
     """First and one past the last position of the shard in the list of audited probes."""
     end: _builtins.int
@@ -615,6 +1211,14 @@ class DistortionPartial(_message.Message):
     def norms(self) -> _containers.RepeatedCompositeFieldContainer[Global___DistortionPartial.NormPartial]:
         """One entry per norm, in the order of the configuration."""
 
+    @_builtins.property
+    def hidden(self) -> _containers.RepeatedCompositeFieldContainer[Global___DistortionPartial.HiddenPart]:
+        """One entry per hidden value and norm."""
+
+    @_builtins.property
+    def noise(self) -> _containers.RepeatedCompositeFieldContainer[Global___DistortionPartial.NoisePart]:
+        """One entry per kind of noise."""
+
     def __init__(
         self,
         *,
@@ -622,10 +1226,12 @@ class DistortionPartial(_message.Message):
         end: _builtins.int = ...,
         norms: _abc.Iterable[Global___DistortionPartial.NormPartial] | None = ...,
         dimension: _builtins.int = ...,
+        hidden: _abc.Iterable[Global___DistortionPartial.HiddenPart] | None = ...,
+        noise: _abc.Iterable[Global___DistortionPartial.NoisePart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "dimension", b"dimension", "end", b"end", "norms", b"norms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "dimension", b"dimension", "end", b"end", "hidden", b"hidden", "noise", b"noise", "norms", b"norms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

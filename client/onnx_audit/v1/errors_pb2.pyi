@@ -68,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Too many requests of this kind at once; google.rpc.RetryInfo says when to try again."""
     ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 22
     """The user cancelled the audit."""
+    ERROR_REASON_BOUNDS_CROSSED: _ErrorReason.ValueType  # 23
+    """A proved bound and a confirmed example contradict each other: one of the two is wrong."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error carries a google.rpc.ErrorInfo with domain "onnx-audit" and, as its reason, one of
@@ -120,4 +122,6 @@ ERROR_REASON_BUSY: ErrorReason.ValueType  # 21
 """Too many requests of this kind at once; google.rpc.RetryInfo says when to try again."""
 ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 22
 """The user cancelled the audit."""
+ERROR_REASON_BOUNDS_CROSSED: ErrorReason.ValueType  # 23
+"""A proved bound and a confirmed example contradict each other: one of the two is wrong."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -25,6 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from onnx_audit.v1 import distortion_pb2 as onnx__audit_dot_v1_dot_distortion__pb2
+from onnx_audit.v1 import linear_head_pb2 as onnx__audit_dot_v1_dot_linear__head__pb2
 from onnx_audit.v1 import lipschitz_pb2 as onnx__audit_dot_v1_dot_lipschitz__pb2
 from onnx_audit.v1 import model_pb2 as onnx__audit_dot_v1_dot_model__pb2
 from onnx_audit.v1 import probe_set_pb2 as onnx__audit_dot_v1_dot_probe__set__pb2
@@ -32,27 +33,27 @@ from onnx_audit.v1 import transfer_pb2 as onnx__audit_dot_v1_dot_transfer__pb2
 from onnx_audit.v1 import units_pb2 as onnx__audit_dot_v1_dot_units__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aonnx_audit/v1/report.proto\x12\ronnx_audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eonnx_audit/v1/distortion.proto\x1a\x1donnx_audit/v1/lipschitz.proto\x1a\x19onnx_audit/v1/model.proto\x1a\x1donnx_audit/v1/probe_set.proto\x1a\x1connx_audit/v1/transfer.proto\x1a\x19onnx_audit/v1/units.proto\"0\n\x0fSoftwareVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xa4\x01\n\nProvenance\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12\x30\n\x08software\x18\x02 \x03(\x0b\x32\x1e.onnx_audit.v1.SoftwareVersion\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x03(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x0f\n\x07threads\x18\x07 \x01(\x05\"\xba\x01\n\x06Parity\x12\x13\n\x0bprobe_count\x18\x01 \x01(\x03\x12\x1f\n\x17max_absolute_difference\x18\x02 \x01(\x01\x12\x1f\n\x17max_relative_difference\x18\x03 \x01(\x01\x12\x11\n\ttolerance\x18\x04 \x01(\x01\x12\x17\n\x0flabel_agreement\x18\x05 \x01(\x03\x12\x1d\n\x15\x66irst_divergent_value\x18\x06 \x01(\t\x12\x0e\n\x06passed\x18\x07 \x01(\x08\".\n\rReportWarning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xcc\x01\n\tExecution\x12\r\n\x05\x61udit\x18\x01 \x01(\t\x12\x1a\n\x12model_display_name\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x0f\x61uditor_seconds\x18\x05 \x03(\x0b\x32\x1d.onnx_audit.v1.AuditorSeconds\"v\n\x0e\x41uditorSeconds\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\x0e\n\x06shards\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9a\x04\n\x06Report\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12+\n\texecution\x18\x02 \x01(\x0b\x32\x18.onnx_audit.v1.Execution\x12-\n\nprovenance\x18\x03 \x01(\x0b\x32\x19.onnx_audit.v1.Provenance\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.onnx_audit.v1.ModelSummary\x12+\n\x06probes\x18\x05 \x01(\x0b\x32\x1b.onnx_audit.v1.ProbeSummary\x12,\n\ninput_spec\x18\x06 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12%\n\x06parity\x18\x07 \x01(\x0b\x32\x15.onnx_audit.v1.Parity\x12.\n\x08warnings\x18\x08 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarning\x12*\n\x05units\x18\t \x01(\x0b\x32\x1b.onnx_audit.v1.UnitsSection\x12\x34\n\ndistortion\x18\n \x01(\x0b\x32 .onnx_audit.v1.DistortionSection\x12\x30\n\x08transfer\x18\x0b \x01(\x0b\x32\x1e.onnx_audit.v1.TransferSection\x12\x32\n\tlipschitz\x18\x0c \x01(\x0b\x32\x1f.onnx_audit.v1.LipschitzSection*z\n\x07\x41uditor\x12\x17\n\x13\x41UDITOR_UNSPECIFIED\x10\x00\x12\x11\n\rAUDITOR_UNITS\x10\x01\x12\x16\n\x12\x41UDITOR_DISTORTION\x10\x02\x12\x14\n\x10\x41UDITOR_TRANSFER\x10\x03\x12\x15\n\x11\x41UDITOR_LIPSCHITZ\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aonnx_audit/v1/report.proto\x12\ronnx_audit.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eonnx_audit/v1/distortion.proto\x1a\x1fonnx_audit/v1/linear_head.proto\x1a\x1donnx_audit/v1/lipschitz.proto\x1a\x19onnx_audit/v1/model.proto\x1a\x1donnx_audit/v1/probe_set.proto\x1a\x1connx_audit/v1/transfer.proto\x1a\x19onnx_audit/v1/units.proto\"0\n\x0fSoftwareVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xa4\x01\n\nProvenance\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12\x30\n\x08software\x18\x02 \x03(\x0b\x32\x1e.onnx_audit.v1.SoftwareVersion\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07machine\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x03(\t\x12\x11\n\tproviders\x18\x06 \x03(\t\x12\x0f\n\x07threads\x18\x07 \x01(\x05\"\xba\x01\n\x06Parity\x12\x13\n\x0bprobe_count\x18\x01 \x01(\x03\x12\x1f\n\x17max_absolute_difference\x18\x02 \x01(\x01\x12\x1f\n\x17max_relative_difference\x18\x03 \x01(\x01\x12\x11\n\ttolerance\x18\x04 \x01(\x01\x12\x17\n\x0flabel_agreement\x18\x05 \x01(\x03\x12\x1d\n\x15\x66irst_divergent_value\x18\x06 \x01(\t\x12\x0e\n\x06passed\x18\x07 \x01(\x08\".\n\rReportWarning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xcc\x01\n\tExecution\x12\r\n\x05\x61udit\x18\x01 \x01(\t\x12\x1a\n\x12model_display_name\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x0f\x61uditor_seconds\x18\x05 \x03(\x0b\x32\x1d.onnx_audit.v1.AuditorSeconds\"v\n\x0e\x41uditorSeconds\x12\'\n\x07\x61uditor\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Auditor\x12\x0e\n\x06shards\x18\x02 \x01(\x05\x12+\n\x08\x64uration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xca\x04\n\x06Report\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12+\n\texecution\x18\x02 \x01(\x0b\x32\x18.onnx_audit.v1.Execution\x12-\n\nprovenance\x18\x03 \x01(\x0b\x32\x19.onnx_audit.v1.Provenance\x12*\n\x05model\x18\x04 \x01(\x0b\x32\x1b.onnx_audit.v1.ModelSummary\x12+\n\x06probes\x18\x05 \x01(\x0b\x32\x1b.onnx_audit.v1.ProbeSummary\x12,\n\ninput_spec\x18\x06 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12%\n\x06parity\x18\x07 \x01(\x0b\x32\x15.onnx_audit.v1.Parity\x12.\n\x08warnings\x18\x08 \x03(\x0b\x32\x1c.onnx_audit.v1.ReportWarning\x12*\n\x05units\x18\t \x01(\x0b\x32\x1b.onnx_audit.v1.UnitsSection\x12\x34\n\ndistortion\x18\n \x01(\x0b\x32 .onnx_audit.v1.DistortionSection\x12\x30\n\x08transfer\x18\x0b \x01(\x0b\x32\x1e.onnx_audit.v1.TransferSection\x12\x32\n\tlipschitz\x18\x0c \x01(\x0b\x32\x1f.onnx_audit.v1.LipschitzSection\x12.\n\x0blinear_head\x18\r \x01(\x0b\x32\x19.onnx_audit.v1.LinearHead*z\n\x07\x41uditor\x12\x17\n\x13\x41UDITOR_UNSPECIFIED\x10\x00\x12\x11\n\rAUDITOR_UNITS\x10\x01\x12\x16\n\x12\x41UDITOR_DISTORTION\x10\x02\x12\x14\n\x10\x41UDITOR_TRANSFER\x10\x03\x12\x15\n\x11\x41UDITOR_LIPSCHITZ\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.report_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITOR']._serialized_start=1610
-  _globals['_AUDITOR']._serialized_end=1732
-  _globals['_SOFTWAREVERSION']._serialized_start=288
-  _globals['_SOFTWAREVERSION']._serialized_end=336
-  _globals['_PROVENANCE']._serialized_start=339
-  _globals['_PROVENANCE']._serialized_end=503
-  _globals['_PARITY']._serialized_start=506
-  _globals['_PARITY']._serialized_end=692
-  _globals['_REPORTWARNING']._serialized_start=694
-  _globals['_REPORTWARNING']._serialized_end=740
-  _globals['_EXECUTION']._serialized_start=743
-  _globals['_EXECUTION']._serialized_end=947
-  _globals['_AUDITORSECONDS']._serialized_start=949
-  _globals['_AUDITORSECONDS']._serialized_end=1067
-  _globals['_REPORT']._serialized_start=1070
-  _globals['_REPORT']._serialized_end=1608
+  _globals['_AUDITOR']._serialized_start=1691
+  _globals['_AUDITOR']._serialized_end=1813
+  _globals['_SOFTWAREVERSION']._serialized_start=321
+  _globals['_SOFTWAREVERSION']._serialized_end=369
+  _globals['_PROVENANCE']._serialized_start=372
+  _globals['_PROVENANCE']._serialized_end=536
+  _globals['_PARITY']._serialized_start=539
+  _globals['_PARITY']._serialized_end=725
+  _globals['_REPORTWARNING']._serialized_start=727
+  _globals['_REPORTWARNING']._serialized_end=773
+  _globals['_EXECUTION']._serialized_start=776
+  _globals['_EXECUTION']._serialized_end=980
+  _globals['_AUDITORSECONDS']._serialized_start=982
+  _globals['_AUDITORSECONDS']._serialized_end=1100
+  _globals['_REPORT']._serialized_start=1103
+  _globals['_REPORT']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onnx_audit.v1 import distortion_pb2 as _distortion_pb2
+from onnx_audit.v1 import linear_head_pb2 as _linear_head_pb2
 from onnx_audit.v1 import lipschitz_pb2 as _lipschitz_pb2
 from onnx_audit.v1 import model_pb2 as _model_pb2
 from onnx_audit.v1 import probe_set_pb2 as _probe_set_pb2
@@ -303,6 +304,7 @@ class Report(_message.Message):
     DISTORTION_FIELD_NUMBER: _builtins.int
     TRANSFER_FIELD_NUMBER: _builtins.int
     LIPSCHITZ_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """SHA-256 of the report's canonical JSON (proto3 JSON with original field names, keys sorted, no
     white space) without the fields digest and execution: the same job on the same kind of machine
@@ -352,6 +354,12 @@ class Report(_message.Message):
     def lipschitz(self) -> _lipschitz_pb2.LipschitzSection:
         """Section of `lipschitz`, if it was asked for."""
 
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHead:
+        """The linear head that made a classifier of the model, if one was asked for: every answer in the
+        report is that of the model with this head.
+        """
+
     def __init__(
         self,
         *,
@@ -367,10 +375,11 @@ class Report(_message.Message):
         distortion: _distortion_pb2.DistortionSection | None = ...,
         transfer: _transfer_pb2.TransferSection | None = ...,
         lipschitz: _lipschitz_pb2.LipschitzSection | None = ...,
+        linear_head: _linear_head_pb2.LinearHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["distortion", b"distortion", "execution", b"execution", "input_spec", b"input_spec", "lipschitz", b"lipschitz", "model", b"model", "parity", b"parity", "probes", b"probes", "provenance", b"provenance", "transfer", b"transfer", "units", b"units"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["distortion", b"distortion", "execution", b"execution", "input_spec", b"input_spec", "linear_head", b"linear_head", "lipschitz", b"lipschitz", "model", b"model", "parity", b"parity", "probes", b"probes", "provenance", b"provenance", "transfer", b"transfer", "units", b"units"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "distortion", b"distortion", "execution", b"execution", "input_spec", b"input_spec", "lipschitz", b"lipschitz", "model", b"model", "parity", b"parity", "probes", b"probes", "provenance", b"provenance", "transfer", b"transfer", "units", b"units", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "distortion", b"distortion", "execution", b"execution", "input_spec", b"input_spec", "linear_head", b"linear_head", "lipschitz", b"lipschitz", "model", b"model", "parity", b"parity", "probes", b"probes", "provenance", b"provenance", "transfer", b"transfer", "units", b"units", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from google.protobuf import duration_pb2
 
 from onnx_audit import v1
@@ -45,6 +47,8 @@ def _clear_output(audit: v1.Audit) -> None:
     )
     if audit.HasField("timeout"):
         asked.timeout.CopyFrom(audit.timeout)
+    if audit.HasField("linear_head"):
+        asked.linear_head.CopyFrom(audit.linear_head)
     audit.CopyFrom(asked)
 
 
@@ -110,5 +114,26 @@ def _check_inputs(audit: v1.Audit, records: Records) -> None:
             violations=[(error.metadata.get("field", "audit.input_spec"), str(error))],
             metadata=error.metadata,
         ) from None
+    if audit.HasField("linear_head"):
+        _check_linear_head(audit.linear_head, probe_set.summary)
     audit.input_spec.CopyFrom(spec)
     audit.input_spec_notes.extend(notes)
+
+
+def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary) -> None:
+    """Checks what a head is fitted with; whether the model has its value shows when it is read."""
+    if head.method not in {
+        v1.HEAD_METHOD_UNSPECIFIED,
+        v1.HEAD_METHOD_RIDGE,
+        v1.HEAD_METHOD_SOFTMAX,
+    }:
+        raise invalid(("audit.linear_head.method", f"there is no method {head.method}"))
+    if not 0 <= head.l2 < math.inf:
+        text = f"{head.l2:g}; allowed are positive numbers, and 0 for the default"
+        raise invalid(("audit.linear_head.l2", text))
+    if not probes.has_labels:
+        text = "the probe set has no labels, on which the head is fitted; add them as 'labels'"
+        raise invalid(("audit.linear_head", text))
+    if probes.min_label == probes.max_label:
+        text = f"every probe has the label {probes.min_label}; a head needs two classes at least"
+        raise invalid(("audit.linear_head", text))

@@ -53,6 +53,7 @@ class Job:
             seed=self.audit.seed,
             device=command["device"],
             threads=command["threads"],
+            head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
         )
 
 
@@ -105,7 +106,7 @@ class Runner:
             job.audit.auditors,
             job.context,
             command["auditor"],
-            [Path(path).read_bytes() for path in command["partials"]],
+            [Path(path) for path in command["partials"]],
             Path(command["artefacts"]),
         )
         Path(command["result"]).write_bytes(result.SerializeToString(deterministic=True))

@@ -24,7 +24,6 @@ from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
 
 MESSAGE = "application/x-protobuf"
-ARTEFACT = "application/vnd.safetensors"
 
 log = logs.get(__name__)
 
@@ -215,7 +214,7 @@ class TaskExecutor:
         runner.call(command, lambda: self._stop(task.audit), self._progress(task))
         if task.kind == "merge":
             for artefact in sorted(artefacts.iterdir()):
-                self._blobs.put(artefact.read_bytes(), ARTEFACT)
+                self._blobs.put_file(artefact)
         return self._blobs.put(result.read_bytes(), MESSAGE).sha256
 
     def _partials(self, runner: RunnerProcess, task: Task) -> list[str]:

@@ -28,6 +28,7 @@ def report(
         input_spec=audit.input_spec,
         parity=plan.parity,
         warnings=plan.warnings,
+        linear_head=plan.linear_head if plan.HasField("linear_head") else None,
     )
     for section in sections:
         name = section.WhichOneof("section")

@@ -138,6 +138,13 @@ class BlobStore:
             obstore.put(self._store, _key(digest), content)
         return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
 
+    def put_file(self, path: Path) -> None:
+        """Stores a file that this process or its runners made, without reading it whole."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if self.size(digest) is None:
+            obstore.put(self._store, _key(digest), path)
+
     def get(self, digest: str) -> bytes:
         """Content of a blob that fits in memory.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ class Store:
     def __init__(self) -> None:
         self.content: dict[str, bytes] = {}
 
-    def __call__(self, content: bytes, media_type: str) -> v1.BlobRef:
+    def __call__(self, content: Iterable[bytes], media_type: str) -> v1.BlobRef:
         """Keeps an artefact."""
-        digest = hashlib.sha256(content).hexdigest()
-        self.content[digest] = content
-        return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
+        whole = b"".join(content)
+        digest = hashlib.sha256(whole).hexdigest()
+        self.content[digest] = whole
+        return v1.BlobRef(sha256=digest, size_bytes=len(whole), media_type=media_type)
 
 
 def linear_model(weights: npt.NDArray[Any]) -> onnx.ModelProto:

@@ -146,8 +146,10 @@ def test_box_budget_and_answers(method: str, targeted: bool, budget: int) -> Non
     )  # fmt: skip
     examples, found = result.examples.flatten(1), result.distance.isfinite()
     assert bool(((examples >= 0) & (examples <= 1)).all())
-    answers = network(examples).argmax(1)
-    assert bool((answers == aims if targeted else answers != labels)[found].all())
+    scores, own = network(examples), (aims if targeted else labels)[:, None]
+    lead = scores.gather(1, own)[:, 0] - scores.scatter(1, own, -torch.inf).amax(1)
+    # Examples lie on the boundary, where products of other batch sizes round either way.
+    assert bool(((lead if targeted else -lead)[found] >= -1e-6).all())
     assert torch.equal(examples[~found], x[~found])
     torch.testing.assert_close((examples - x).double().norm(dim=1)[found], result.distance[found])
     assert int(result.evaluations.max()) <= budget

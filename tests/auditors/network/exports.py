@@ -68,6 +68,7 @@ def quantize(
     *,
     per_channel: bool = False,
     types: tuple[str, str] = ("QUInt8", "QInt8"),
+    reduce_range: bool = False,
 ) -> bytes:
     """Returns the model in 8 bits.
 
@@ -77,6 +78,7 @@ def quantize(
         form: QDQ or QOperator.
         per_channel: Whether every output channel has its own scale.
         types: Of activations and of weights.
+        reduce_range: Whether weights get 7 bits.
     """
     proto = onnx.load_from_string(content)
     activation, weight = (quantization.QuantType[t] for t in types)
@@ -87,6 +89,6 @@ def quantize(
         quantization.quantize_static(
             source, path, _Reader(proto.graph.input[0].name, inputs),
             quant_format=quantization.QuantFormat[form], per_channel=per_channel,
-            activation_type=activation, weight_type=weight,
+            activation_type=activation, weight_type=weight, reduce_range=reduce_range,
         )  # fmt: skip
         return path.read_bytes()

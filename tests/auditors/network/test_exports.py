@@ -7,8 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from tests.auditors.network import zoo
 from tests.auditors.network.exports import exported
+from tests.support import graph_model
 from torch import Tensor, nn
 
 from onnx_auditors.network import Network, Session, load, parity, require
@@ -116,6 +118,25 @@ def test_rows_of_a_rewritten_batch(name: str) -> None:
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(network(leaf)[2].sum(), leaf)
     assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("picked", [[2, 0, -1], [[1, 1], [-3, 2]]])
+def test_picking_along_the_rows_of_a_fixed_batch(picked: list[object]) -> None:
+    """Where a sample's entries lie along the batch's axis, each row is picked from alone."""
+    indices = np.array(picked)
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["f"]),
+        helper.make_node("Gather", ["f", "i"], ["g"], axis=0),
+        helper.make_node("Reshape", ["g", "row"], ["y"]),
+    ]
+    weights = {"flat": np.array([3, 4]), "i": indices, "row": np.array([1, 4 * indices.size])}
+    network = load(graph_model(nodes, {"x": [1, 3, 4]}, weights))
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    expected = x.numpy()[:, indices].reshape(5, -1)
+    np.testing.assert_array_equal(network(x).numpy(), expected)
+    # The graph is of the model's own nodes, for all rows at once: it is not mapped over them.
+    found = [n.meta["onnx"].op_type for n in network.graph(x).graph.nodes if "onnx" in n.meta]
+    assert found == ["Reshape", "Gather", "Reshape"]
 
 
 @pytest.mark.parametrize(("name", "fixed"), [("convnext", 1), ("vit", 1), ("resnet", 0)])

@@ -1,21 +1,16 @@
-"""Which output counts, where logits are, and classifiers fitted on networks without classes."""
+"""Which output counts, and where its logits are."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from sklearn.linear_model import LogisticRegression, Ridge
-from tests.auditors.network.exports import exported
 from tests.support import graph_model
 
-from onnx_auditors.errors import InvalidModel, ProbesDoNotFit
-from onnx_auditors.network import Session, fit_linear_head, load, parity, require
-from onnx_auditors.network.heads import OUTPUT, RECORD
+from onnx_auditors.errors import InvalidModel
+from onnx_auditors.network import Session, load, parity, require
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -91,66 +86,3 @@ def test_outputs_that_look_the_same_are_named() -> None:
     assert load(model, output="b").output == "b"
     with pytest.raises(InvalidModel, match="no output 'c'"):
         load(model, output="c")
-
-
-def test_a_ridge_head_is_scikit_learns() -> None:
-    """The closed form gives the reference's scores, in both of its forms."""
-    network = load(scored(helper.make_node("Tanh", ["h"], ["y"])))
-    x = torch.from_numpy(RNG.standard_normal((40, 6)).astype(np.float32))
-    labels = torch.from_numpy(RNG.integers(0, 3, 40))
-    features = network.values(x, ["h"])["h"].double().numpy()
-    scaled = (features - features.mean(0)) / features.std(ddof=1)
-    targets = np.eye(3)[labels.numpy()]
-    for rows in (40, 3):
-        if rows == 3:
-            labels[:3] = torch.arange(3)
-            part = network.values(x[:3], ["h"])["h"].double().numpy()
-            scaled, targets = (part - part.mean(0)) / part.std(ddof=1), np.eye(3)
-        headed = fit_linear_head(network, "h", x[:rows], labels[:rows], l2=0.1)
-        expected = Ridge(alpha=0.1 * rows).fit(scaled, targets).predict(scaled)
-        np.testing.assert_allclose(headed(x[:rows]), expected, atol=1e-5)
-
-
-def test_a_softmax_head_is_scikit_learns() -> None:
-    """L-BFGS reaches the same minimum of the cross-entropy as the reference."""
-    network = load(scored(helper.make_node("Tanh", ["h"], ["y"])))
-    x = torch.from_numpy(RNG.standard_normal((60, 6)).astype(np.float32))
-    labels = torch.from_numpy(RNG.integers(0, 3, 60))
-    headed = fit_linear_head(network, "h", x, labels, l2=0.05, method="softmax")
-    features = network.values(x, ["h"])["h"].double().numpy()
-    scaled = (features - features.mean(0)) / features.std(ddof=1)
-    reference = LogisticRegression(C=1 / (0.05 * 60), tol=1e-10, max_iter=1000)
-    reference.fit(scaled, labels.numpy())
-    np.testing.assert_allclose(headed(x).softmax(1), reference.predict_proba(scaled), atol=1e-4)
-
-
-def test_an_autoencoder_becomes_a_classifier() -> None:
-    """With a head on a hidden value it has classes, gradients, parity and a record of the fit."""
-    network = load(exported("autoencoder", dynamo=False, fixed=1))
-    hidden = next(layer.output for layer in network.layers if layer.op_type == "Softplus")
-    x = torch.from_numpy(RNG.random((12, 3, 16, 16), dtype=np.float32))
-    labels = torch.arange(12) % 4
-    headed = fit_linear_head(network, hidden, x, labels)
-    assert (headed.classes, headed.output) == (4, OUTPUT)
-    session = Session(headed.original.SerializeToString())
-    require(parity(headed, session, x.numpy()))
-    assert (headed(x).argmax(1) == labels).all()
-    leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(headed(leaf).sum(), leaf)
-    assert gradient.abs().sum() > 0
-    (entry,) = [p.value for p in headed.original.metadata_props if p.key == RECORD]
-    assert json.loads(entry) == {
-        "value": hidden, "method": "ridge", "l2": 1e-3, "seed": 0, "samples": 12, "classes": 4,
-        "features": 12 * 4 * 4, "training_accuracy": 1.0,
-    }  # fmt: skip
-
-
-def test_a_head_needs_labels_and_a_value() -> None:
-    """Labels that do not fit, and values that are not there, are refused."""
-    network, x = load(scored(helper.make_node("Tanh", ["h"], ["y"]))), torch.from_numpy(X)
-    with pytest.raises(ProbesDoNotFit, match="at least two classes"):
-        fit_linear_head(network, "h", x, torch.zeros(5, dtype=torch.int64))
-    with pytest.raises(InvalidModel, match="no value 'g'"):
-        fit_linear_head(network, "g", x, torch.arange(5))
-    with pytest.raises(ValueError, match="l2"):
-        fit_linear_head(network, "h", x, torch.arange(5), l2=0)

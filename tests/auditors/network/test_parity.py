@@ -141,6 +141,7 @@ def test_a_model_that_takes_bytes() -> None:
     network, session = load(model), Session(model.SerializeToString())
     x = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3)).astype(np.float32)
     require(parity(network, session, x))
+    require(parity(network, session, x + np.float32(0.3)))
     np.testing.assert_allclose(session.run(x + np.float32(0.3)), session.run(x))
     np.testing.assert_allclose(gradient(network, x), gradient(network, x + np.float32(0.5)))
     assert np.abs(gradient(network, x)).min() > 0

@@ -13,10 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from scipy.special import expit
+from tests.auditors.whole import audit
 from tests.support import graph_model, save_probes
 
 from onnx_audit import v1
-from onnx_auditors.audit import merge, plan, run_shard
+from onnx_auditors.audit import plan
 from onnx_auditors.context import Context, open_context
 from onnx_auditors.errors import InvalidModel, ProbesDoNotFit
 from onnx_auditors.network import Session, load, parity, require
@@ -170,14 +171,9 @@ def test_distances_of_a_logistic_model(name: str, tmp_path: Path) -> None:
     labels[:4] = 1 - labels[:4]
     context = opened(LOGISTIC[name][0], tmp_path, labels)
     configs = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=60))
-    planned = plan(configs, context)
+    planned, result = audit(configs, context, tmp_path)
+    section = result.distortion
     assert planned.parity.passed
-    shards = planned.plans[0].shards
-    parts = [
-        run_shard(planned.auditors, context, v1.AUDITOR_DISTORTION, i, lambda *_: None)
-        for i in range(shards)
-    ]
-    section = merge(planned.auditors, context, v1.AUDITOR_DISTORTION, parts, tmp_path).distortion
     assert (section.probe_count, section.misclassified) == (COUNT, 4)
     exact = np.abs(Z[:, 0]) / np.linalg.norm(W.astype(np.float64))
     nearest = X - Z / np.linalg.norm(W) ** 2 * W[:, 0]
