@@ -49,7 +49,7 @@ def best_auroc(values: Tensor, concepts: Concepts, *, parts: bool) -> tuple[Floa
     """Returns 2 AUROC - 1 of the concept that each direction tells best.
 
     Args:
-        values: Values of directions on the sample, by rank, [directions, m].
+        values: Values of directions on the sample, by rank, [directions, m], m at most 4,096.
         concepts: What the probes show.
         parts: Whether to score without each eighth too.
 
@@ -57,32 +57,61 @@ def best_auroc(values: Tensor, concepts: Concepts, *, parts: bool) -> tuple[Floa
         Scores [directions, 9], or [directions, 1] without parts: of all, then without each eighth;
         and the number of the best concept, [directions].
     """
-    shown = torch.from_numpy(concepts.shown).to(values.device)
-    every = _auroc(values, shown)
-    best, which = every.max(1)
+    device = values.device
+    shown = torch.from_numpy(concepts.shown).float().to(device)
+    ordered, order = values.sort(1)
+    runs = _runs(ordered)
+    every = torch.ones(values.shape[1], device=device)
+    all_probes = _auroc(order, runs, shown, every)
+    best, which = all_probes.max(1)
     columns = [best]
     if parts:
-        eighth = torch.arange(values.shape[1], device=values.device) % EIGHTHS
-        for part in range(EIGHTHS):
-            kept = eighth != part
-            columns.append(_auroc(values[:, kept], shown[kept]).amax(1))
+        eighth = torch.arange(values.shape[1], device=device) % EIGHTHS
+        kept = ((eighth != part).float() for part in range(EIGHTHS))
+        columns += [_auroc(order, runs, shown, part).amax(1) for part in kept]
     scores = 2 * torch.stack(columns, 1) - 1
     return scores.cpu().numpy(), concepts.names[which.cpu().numpy()]
 
 
-def _auroc(values: Tensor, shown: Tensor) -> Tensor:
-    """Returns P(shown > other) + P(tie) / 2 by midranks, float64 [directions, c]."""
-    ordered = values.contiguous().sort(1).values
-    below = torch.searchsorted(ordered, values.contiguous(), right=False)
-    upto = torch.searchsorted(ordered, values.contiguous(), right=True)
-    ranks = (below + upto + 1).double() / 2
-    inside = shown.double().sum(0)
-    outside = len(shown) - inside
-    pairs = ranks @ shown.double() - inside * (inside + 1) / 2
+def _runs(ordered: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns where the run of equal values around each sorted place begins and ends, [d, m] each.
+
+    None where all values differ.
+    """
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=fresh[:, 1:])
+    if fresh.all():
+        return None
+    places = torch.arange(ordered.shape[1], device=ordered.device).expand_as(ordered)
+    begins = torch.where(fresh, places, 0).cummax(1).values
+    last = torch.roll(fresh, -1, 1)
+    last[:, -1] = True
+    ends = torch.where(last, places + 1, ordered.shape[1]).flip(1).cummin(1).values.flip(1)
+    return begins, ends
+
+
+def _auroc(
+    order: Tensor, runs: tuple[Tensor, Tensor] | None, shown: Tensor, kept: Tensor
+) -> Tensor:
+    """Returns P(shown > other) + P(tie) / 2 among the kept probes, float64 [directions, c].
+
+    Twice the midranks are integers whose sums stay below 2^24 for up to 4,096 probes, so that
+    single precision is exact.
+    """
+    counts = kept[order].cumsum(1)
+    if runs is None:
+        twice = 2 * counts
+    else:
+        counts = torch.nn.functional.pad(counts, (1, 0))
+        twice = counts.gather(1, runs[0]) + counts.gather(1, runs[1]) + 1
+    # Back from sorted places to probes.
+    twice = torch.empty_like(twice).scatter_(1, order, twice)
+    concepts = shown * kept[:, None]
+    inside = concepts.double().sum(0)
+    outside = float(kept.sum()) - inside
+    pairs = (twice @ concepts).double() / 2 - inside * (inside + 1) / 2
     # A concept that is gone from a part of the probes tells nothing there.
-    return torch.where(
-        (inside > 0) & (outside > 0), pairs / (inside * outside).clamp_min(1), 0.5
-    )
+    return torch.where((inside > 0) & (outside > 0), pairs / (inside * outside).clamp_min(1), 0.5)
 
 
 def best_iou(values: Tensor, masks: Tensor) -> tuple[Floats, Indices]:

@@ -24,7 +24,9 @@ _MEASURES = ("gini", "hoyer", "fan_in_fraction", "below_eps")
 _SAMPLE = 512
 _NULL_ROWS, _NULL_VALUES = 2048, 2**23
 _SEED = 81
-_PASSED = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div", "Identity", "Cast", "Dropout"})
+_PASSED = frozenset(
+    {"BatchNormalization", "Add", "Sub", "Mul", "Div", "Identity", "Cast", "Dropout"}
+)
 _SHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Dropout"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _MATRIX = 2

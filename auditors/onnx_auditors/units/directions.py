@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ _WELL_CONDITIONED = 4
 there are so many times as many rows."""
 _ICA_STEPS, _ICA_TOLERANCE, _LARGEST_ICA = 60, 1e-4, 256
 _LARGEST_PCA = 2048
+_KEPT_BYTES = 2**26
+"""Directions that need no more are kept from block to block; more are made anew."""
 
 
 class Family(enum.IntEnum):
@@ -59,6 +61,7 @@ class Directions:
     sign: Tensor
     bases: dict[int, Tensor]
     device: torch.device
+    _made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def count(self, family: int) -> int:
         """Returns the number of directions of a family."""
@@ -80,11 +83,17 @@ class Directions:
         """Returns a chunk as columns, float32 [d, end - begin]; None for the units themselves."""
         if family in {Family.NATURAL, Family.NATURAL_AFTER}:
             return None
-        if family in {Family.RANDOM, Family.RANDOM_AFTER}:
-            return self._normal(_RANDOM_SEED, begin, end - begin)
-        if family == Family.ROTATED:
-            return haar_frame(self._normal(_ROTATION_SEED, begin, end - begin))
-        return self.bases[family][begin:end].T
+        if family >= Family.BASES:
+            return self.bases[family][begin:end].T
+        tag = _ROTATION_SEED if family == Family.ROTATED else _RANDOM_SEED
+        if (kept := self._made.get((tag, begin))) is not None:
+            return kept
+        made = self._normal(tag, begin, end - begin)
+        if tag == _ROTATION_SEED:
+            made = haar_frame(made)
+        if 4 * self.size * self.count(family) <= _KEPT_BYTES:
+            self._made[tag, begin] = made
+        return made
 
     def project(self, units: Tensor, family: int, begin: int, end: int) -> Tensor:
         """Returns the largest value over positions of each direction, [directions, n].
@@ -100,6 +109,8 @@ class Directions:
             sign = self.sign[begin:end].to(units.device)
             return (units[:, :, begin:end] * sign).amax(1).T.contiguous()
         rows, places, size = units.shape
+        if places == 1:
+            return columns.T @ units[:, 0].T
         step = max(1, 2**22 // (places * (end - begin)))
         found = torch.empty(end - begin, rows, device=units.device)
         for i in range(0, rows, step):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -16,22 +17,69 @@ from onnx_auditors.units.statistics import band
 BUILT_IN = "built in: random convolutions"
 RAW = "built in: the probes' values"
 GIVEN = "given"
-_FILTERS, _WINDOW, _GRID = 96, 5, 3
+_FILTERS, _WINDOW, _GRID = 32, 5, 3
 _SEED = 41
 _DIMENSIONS = 64
 _EXPLAINED = 0.95
-_IMAGE_RANK = 3
-_SMOOTH = 0.3
-_SMALLEST_SIDE = 8
 _WIDEST = 4096
 _NEIGHBOURS, _PERMUTATIONS, _SAMPLE = 9, 99, 2048
 _LEAST_AGREEMENT = 0.05
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The reference embedding: centred, PCA-whitened features as unit vectors.
+
+    Attributes:
+        source: The probes.
+        mean: Mean of the features over a sample, float32 [f].
+        whitening: Float32 [f, e].
+    """
+
+    source: Source
+    mean: Single
+    whitening: Single
+
+    @classmethod
+    def fit(cls, source: Source, rows: Indices, step: int) -> Reference:
+        """Whitens on a sample.
+
+        The components that hold 95 % of the variance are kept, at most 64. Without whitening the
+        common brightness and contrast of images would decide what lies close together.
+
+        Args:
+            source: The probes.
+            rows: Indices of the sample's probes; the first are taken.
+            step: Probes at once.
+        """
+        rows = rows[:_SAMPLE]
+        found = [features(source, rows[i : i + step]) for i in range(0, len(rows), step)]
+        centred = np.concatenate(found).astype(np.float64)
+        mean = centred.mean(0)
+        centred -= mean
+        covariance = centred.T @ centred / len(centred)
+        size = len(covariance)
+        values, vectors = eigh(
+            covariance, subset_by_index=(max(0, size - _DIMENSIONS), size - 1), driver="evr"
+        )
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        held = np.cumsum(values) / max(float(np.trace(covariance)), 1e-300)
+        kept = min(len(values), int(np.searchsorted(held, _EXPLAINED)) + 1)
+        scale = np.sqrt(values[:kept] + 1e-12 * max(values[0], 1e-300))
+        whitening = vectors[:, :kept] / scale
+        return cls(source, mean.astype(np.float32), whitening.astype(np.float32))
+
+    def __call__(self, rows: Indices) -> Single:
+        """Returns probes by index as unit vectors, float32 [n, e]."""
+        white = (features(self.source, rows) - self.mean) @ self.whitening
+        length = np.linalg.norm(white, axis=1, keepdims=True)
+        return np.asarray(white / np.maximum(length, 1e-12), dtype=np.float32)
+
+
 def features(source: Source, rows: Indices) -> Single:
     """Returns features of probes that the embedding is made of, float32 [n, any].
 
-    For images they are the answers of 96 random zero-mean filters, rectified on both sides and
+    For images they are the answers of random zero-mean filters, rectified on both sides and
     averaged over a grid of 3 x 3 (random features see textures and places without any training,
     Saxe et al. 2011, "On random weights and unsupervised feature learning"); for other probes the
     values themselves.
@@ -39,18 +87,14 @@ def features(source: Source, rows: Indices) -> Single:
     if source.embedding is not None:
         return source.embedding[rows].astype(np.float32)
     probes = source.images(rows)
-    side = _image_shape(source)
+    side = source.image_shape
     if side is None:
         flat = probes.reshape(len(probes), -1)
         if flat.shape[1] > _WIDEST:
             rng = np.random.default_rng([source.seed, _SEED])
             flat = flat @ rng.standard_normal((flat.shape[1], _WIDEST // 4), dtype=np.float32)
         return flat
-    images = torch.from_numpy(np.ascontiguousarray(probes)).reshape(len(probes), *side)
-    if source.channels_last and len(side) == _IMAGE_RANK:
-        images = images.permute(0, 3, 1, 2)
-    elif len(side) < _IMAGE_RANK:
-        images = images[:, None]
+    images = torch.from_numpy(source.as_images(probes))
     return _convolved(images, source.seed).numpy()
 
 
@@ -58,28 +102,7 @@ def describe(source: Source) -> str:
     """Returns where the embedding comes from."""
     if source.embedding is not None:
         return GIVEN
-    return BUILT_IN if _image_shape(source) is not None else RAW
-
-
-def whiten(found: Single) -> Single:
-    """Returns the centred, PCA-whitened embedding as unit vectors, float32 [n, e].
-
-    The components that hold 95 % of the variance are kept, at most 64. Without whitening the common
-    brightness and contrast of images would decide what lies close together.
-
-    Args:
-        found: Features of the probes by rank, [n, any].
-    """
-    centred = found.astype(np.float64)
-    centred -= centred.mean(0)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    held = np.cumsum(np.maximum(values, 0)) / max(values.sum(), 1e-300)
-    kept = min(_DIMENSIONS, int(np.searchsorted(held, _EXPLAINED)) + 1)
-    scale = np.sqrt(np.maximum(values[:kept], 0) + 1e-12 * max(values[0], 1e-300))
-    white = centred @ (vectors[:, :kept] / scale)
-    length = np.linalg.norm(white, axis=1, keepdims=True)
-    return (white / np.maximum(length, 1e-12)).astype(np.float32)
+    return BUILT_IN if source.image_shape is not None else RAW
 
 
 def check(source: Source, embedding: Single, labels: Indices | None) -> v1.UnitEmbedding:
@@ -110,32 +133,6 @@ def _agreement(labels: Indices, near: Indices) -> float:
     chance = float((counts * (counts - 1)).sum() / (total * (total - 1)))
     share = float((labels[near] == labels[:, None]).mean())
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
-
-
-def _image_shape(source: Source) -> tuple[int, ...] | None:
-    """Returns the shape of a probe as an image; None where it is none.
-
-    A flat probe counts as a square grey image where neighbours in both directions are alike.
-    """
-    rows = np.arange(min(source.count, 256))
-    probes = source.images(rows)
-    shape = probes.shape[1:]
-    long = tuple(size for size in shape if size > 1)
-    if len(long) == _IMAGE_RANK - 1 and min(long) >= _SMALLEST_SIDE:
-        return long
-    if len(shape) == _IMAGE_RANK:
-        spatial = shape[:2] if source.channels_last else shape[1:]
-        return shape if min(spatial) >= _SMALLEST_SIDE else None
-    side = math.isqrt(math.prod(shape))
-    if len(long) != 1 or side**2 != long[0] or side < _SMALLEST_SIDE:
-        return None
-    square = probes.reshape(-1, side, side).astype(np.float64)
-    square = square - square.mean(0)
-    alike = [
-        float((a * b).mean() / max(math.sqrt((a * a).mean() * (b * b).mean()), 1e-30))
-        for a, b in ((square[:, 1:], square[:, :-1]), (square[:, :, 1:], square[:, :, :-1]))
-    ]
-    return (side, side) if min(alike) > _SMOOTH else None
 
 
 def _convolved(images: Tensor, seed: int) -> Tensor:

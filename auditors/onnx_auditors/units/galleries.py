@@ -1,4 +1,11 @@
 """Pictures to judge by eye."""
+
 PNG = "image/png"
-def draw(*a): return None
-def depth(*a): return None
+
+
+def draw(*a):
+    return None
+
+
+def depth(*a):
+    return None

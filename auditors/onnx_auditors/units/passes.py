@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onnx_audit import v1
 from onnx_auditors.network import Network
-from onnx_auditors.units import calibration, embedding, receptive
+from onnx_auditors.units import calibration, receptive
 from onnx_auditors.units.concepts import Concepts, best_auroc, best_iou
 from onnx_auditors.units.directions import Family
 from onnx_auditors.units.setup import Prepared, Setup
@@ -59,7 +59,9 @@ def run(setup: Setup, numbers: Sequence[int], blocks: range, tell: Tell) -> v1.U
         part = LayerPartial(layer=number, chunks=_chunks(setup, prepared, blocks))
         partial.layers.append(part)
         tops = {
-            family: Top(prepared.directions.count(family), setup.width(family), setup.source.network.device)
+            family: Top(
+                prepared.directions.count(family), setup.width(family), setup.source.network.device
+            )
             for family in setup.families(prepared)
         }
         layers.append(_Layer(prepared, tops, np.zeros(prepared.job.value.dimension, dtype=bool)))
@@ -85,7 +87,9 @@ def run(setup: Setup, numbers: Sequence[int], blocks: range, tell: Tell) -> v1.U
 
 
 def _block(setup: Setup, layers: Sequence[_Layer], ranks: range) -> None:
-    networks: dict[int, Network] = {id(x.prepared.job.network): x.prepared.job.network for x in layers}
+    networks: dict[int, Network] = {
+        id(x.prepared.job.network): x.prepared.job.network for x in layers
+    }
     for network in networks.values():
         mine = [layer for layer in layers if layer.prepared.job.network is network]
         values = [layer.prepared.job.value for layer in mine]
@@ -113,13 +117,11 @@ def _block(setup: Setup, layers: Sequence[_Layer], ranks: range) -> None:
 def _features(setup: Setup, ranks: range) -> bytes:
     size = setup.step
     rows = setup.order.probes[ranks.start : ranks.stop]
-    parts = [embedding.features(setup.source, rows[i : i + size]) for i in range(0, len(rows), size)]
+    parts = [setup.reference(rows[i : i + size]) for i in range(0, len(rows), size)]
     return np.concatenate(parts).astype("<f4").tobytes()
 
 
-def _chunks(
-    setup: Setup, prepared: Prepared, blocks: range
-) -> list[v1.UnitsPartial.ChunkPartial]:
+def _chunks(setup: Setup, prepared: Prepared, blocks: range) -> list[v1.UnitsPartial.ChunkPartial]:
     """Scores directions on the sample, those chunks that belong to the blocks."""
     source, count = setup.source, len(prepared.sample)
     rows = setup.order.probes[:count]

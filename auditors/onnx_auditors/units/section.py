@@ -45,9 +45,7 @@ class Measured:
     spreads: list[tuple[float, float, float]]
 
 
-def merge(
-    setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact
-) -> v1.UnitsSection:
+def merge(setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact) -> v1.UnitsSection:
     """Joins partials into the section.
 
     Args:
@@ -57,7 +55,7 @@ def merge(
     """
     labels = setup.source.labels
     by_rank = labels[setup.order.probes] if labels is not None else None
-    space = embedding.whiten(_features(setup, partials))
+    space = _embedded(setup, partials)
     seen = embedding.check(setup.source, space, by_rank)
     section = v1.UnitsSection(
         config=setup.config,
@@ -75,7 +73,9 @@ def merge(
     layers = [found for found in everything if not found.prepared.job.untrained]
     for found, untrained in zip(layers, everything[len(layers) :], strict=False):
         _compare(found, untrained)
-    _judge(layers, len(setup.order.probes), blind=seen.HasField("sees_labels") and not seen.sees_labels)
+    _judge(
+        layers, len(setup.order.probes), blind=seen.HasField("sees_labels") and not seen.sees_labels
+    )
     for found in layers:
         found.message.summary = words.summary(found.message)
         galleries.draw(setup, found.prepared, found.tops, found.scores, found.message, save)
@@ -88,7 +88,9 @@ def merge(
     return section
 
 
-def _features(setup: Setup, partials: Sequence[v1.UnitsPartial]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _embedded(
+    setup: Setup, partials: Sequence[v1.UnitsPartial]
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     parts = sorted((p for p in partials if p.features), key=lambda partial: partial.begin)
     content = b"".join(partial.features for partial in parts)
     return np.frombuffer(content, dtype="<f4").reshape(len(setup.order.probes), -1)
@@ -113,7 +115,9 @@ def _measure(
         value=job.value.name,
         measured_value=job.value.measured,
         dimension=job.value.dimension,
-        dead=int((~tops.active).sum()) if job.value.rectified else job.value.dimension - len(prepared.scale.live),
+        dead=int((~tops.active).sum())
+        if job.value.rectified
+        else job.value.dimension - len(prepared.scale.live),
         live=len(prepared.scale.live),
         plateau=prepared.scale.plateau,
         positions=len(job.value.positions),
@@ -213,7 +217,11 @@ def _judge(layers: Sequence[Measured], probes: int, *, blind: bool) -> None:
     for (entry, (error, spread, _)), p in zip(pairs, corrected, strict=True):
         entry.p_holm = float(p)
         said, needed = statistics.verdict(entry.index_auc.value, float(p), error, spread, probes)
-        if blind and entry.kind == v1.UNIT_SCORE_KIND_COHERENCE and said == v1.UNIT_VERDICT_NO_DISTINCTION:
+        if (
+            blind
+            and entry.kind == v1.UNIT_SCORE_KIND_COHERENCE
+            and said == v1.UNIT_VERDICT_NO_DISTINCTION
+        ):
             said, needed = v1.UNIT_VERDICT_UNDECIDED, 0
         entry.verdict, entry.probes_to_decide = said, needed
 
@@ -224,7 +232,9 @@ def _compare(found: Measured, untrained: Measured) -> None:
     for entry in found.message.scores:
         if (other := others.get(entry.kind)) is not None:
             value = index(other.natural, other.random)
-            entry.untrained.CopyFrom(v1.Estimate(value=value, count=entry.index_auc.count, unit="1"))
+            entry.untrained.CopyFrom(
+                v1.Estimate(value=value, count=entry.index_auc.count, unit="1")
+            )
 
 
 def _histogram(natural: Floats, random: Floats, rotated: Floats) -> v1.UnitHistogram:

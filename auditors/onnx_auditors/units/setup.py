@@ -17,6 +17,7 @@ from onnx_auditors.network import Network
 from onnx_auditors.units import calibration, directions, twin, values
 from onnx_auditors.units.calibration import Scale
 from onnx_auditors.units.directions import Directions, Family
+from onnx_auditors.units.embedding import Reference
 from onnx_auditors.units.lists import width_for
 from onnx_auditors.units.source import Order, Source, order_of
 from onnx_auditors.units.values import Value
@@ -122,6 +123,11 @@ class Setup:
         power = 2 ** int(math.log2(max(1.0, fits)))
         return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power))
 
+    @cached_property
+    def reference(self) -> Reference:
+        """The reference embedding."""
+        return Reference.fit(self.source, self.order.probes, self.step)
+
     @property
     def blocks(self) -> int:
         """Number of blocks."""
@@ -198,7 +204,9 @@ class Setup:
         )
 
 
-def _given(matrix: np.ndarray[tuple[int, int], np.dtype[np.float32]], value: Value, scale: Scale) -> Tensor:
+def _given(
+    matrix: np.ndarray[tuple[int, int], np.dtype[np.float32]], value: Value, scale: Scale
+) -> Tensor:
     """Returns the user's directions over standardised live units, [m, d]."""
     if matrix.ndim != 2 or matrix.shape[1] != value.dimension or not np.isfinite(matrix).all():  # noqa: PLR2004 - a matrix
         raise ProbesDoNotFit(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ Single = npt.NDArray[np.float32]
 EIGHTHS = 8
 """Parts of the probes of which the jackknife leaves out one at a time."""
 _ORDER_SEED = 21
+_IMAGE_RANK, _SMALLEST_SIDE = 3, 8
+_SMOOTH = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,43 @@ class Source:
         self._check_rows("embedding", self.embedding, 2)
         if self.embedding is not None and not np.isfinite(self.embedding).all():
             raise ProbesDoNotFit("the reference embedding holds NaN or infinite values")
+
+    @cached_property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of a probe as an image, of two or three axes; None where it is none.
+
+        A flat probe counts as a square grey image where neighbours in both directions are alike.
+        """
+        probes = self.images(np.arange(min(self.count, 256)))
+        shape = probes.shape[1:]
+        long = tuple(size for size in shape if size > 1)
+        if len(long) == _IMAGE_RANK - 1 and min(long) >= _SMALLEST_SIDE:
+            return long
+        if len(shape) == _IMAGE_RANK:
+            spatial = shape[:2] if self.channels_last else shape[1:]
+            return shape if min(spatial) >= _SMALLEST_SIDE else None
+        side = math.isqrt(math.prod(shape))
+        if len(long) != 1 or side**2 != long[0] or side < _SMALLEST_SIDE:
+            return None
+        square = probes.reshape(-1, side, side).astype(np.float64)
+        square = square - square.mean(0)
+        alike = [
+            float((a * b).mean() / max(math.sqrt((a * a).mean() * (b * b).mean()), 1e-30))
+            for a, b in ((square[:, 1:], square[:, :-1]), (square[:, :, 1:], square[:, :, :-1]))
+        ]
+        return (side, side) if min(alike) > _SMOOTH else None
+
+    def as_images(self, probes: Single) -> Single:
+        """Returns probes [n, ...] as [n, channels, height, width]; for those that are images."""
+        shape = self.image_shape
+        if shape is None:
+            raise ValueError("the probes are no images")
+        images = probes.reshape(len(probes), *shape)
+        if len(shape) < _IMAGE_RANK:
+            images = images[:, None]
+        elif self.channels_last:
+            images = np.moveaxis(images, 3, 1)
+        return np.ascontiguousarray(images)
 
     def _check_rows(self, name: str, array: npt.NDArray[Any] | None, rank: int) -> None:
         if array is not None and (array.ndim != rank or len(array) != self.count):

@@ -48,7 +48,10 @@ def untrained(network: Network, seed: int, sample_shape: tuple[int, ...]) -> Net
         stored[name].CopyFrom(numpy_helper.from_array(drawn.astype(dtype), name))
     opened = any(size < 1 for size in network.input.shape[1:])
     return load(
-        proto, network.device, output=network.output or None, sample_shape=sample_shape if opened else None
+        proto,
+        network.device,
+        output=network.output or None,
+        sample_shape=sample_shape if opened else None,
     )
 
 

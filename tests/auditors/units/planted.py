@@ -14,21 +14,28 @@ from tests.support import graph_model
 from onnx_auditors.network import Network, load
 
 Floats = npt.NDArray[np.float64]
-SIDE, PATCH, CONCEPTS = 18, 6, 48
+SIDE, PATCH, CONCEPTS, SHOWN = 18, 6, 48, 6
 
 
 @dataclass(frozen=True)
 class World:
-    """Images [n, 3, 18, 18] in [0, 1], each with one of 48 patches at its own place, and the label."""
+    """Images [n, 3, 18, 18] in [0, 1] that each show 6 of 48 patches, one of them strongest.
+
+    Attributes:
+        images: Float32.
+        labels: The strongest patch, [n].
+        concepts: Which patches an image shows, bool [n, 48].
+        templates: The patches in an image of zeros, [48, 3 * 18 * 18].
+    """
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
+    concepts: npt.NDArray[np.bool_]
     templates: Floats
-    """The patches in an image of zeros, [48, 3 * 18 * 18]."""
 
 
-def world(count: int, seed: int = 0, noise: float = 0.06) -> World:
-    """Draws images: a patch with a grating of some orientation, frequency and colour on smooth noise."""
+def world(count: int, seed: int = 0, noise: float = 0.02) -> World:
+    """Draws images: gratings of some orientation, frequency, colour and place on noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:PATCH, :PATCH] / PATCH
     templates = np.zeros((CONCEPTS, 3, SIDE, SIDE))
@@ -39,13 +46,14 @@ def world(count: int, seed: int = 0, noise: float = 0.06) -> World:
         top, left = (0, 6, 12)[c % 3], (0, 6, 12)[(c // 3 + c // 12) % 3]
         patch = colours[c // 12][:, None, None] * wave
         templates[c, :, top : top + PATCH, left : left + PATCH] = patch
-    labels = rng.integers(CONCEPTS, size=count)
-    strength = rng.uniform(0.25, 0.45, count)
-    images = 0.5 + strength[:, None, None, None] * templates[labels]
-    images += noise * rng.standard_normal(images.shape)
-    images += 0.05 * rng.standard_normal((count, 3, 1, 1))
+    chosen = rng.permuted(np.tile(np.arange(CONCEPTS), (count, 1)), axis=1)[:, :SHOWN]
+    strength = np.zeros((count, CONCEPTS))
+    np.put_along_axis(strength, chosen, rng.uniform(0.05, 0.12, chosen.shape), 1)
+    np.put_along_axis(strength, chosen[:, :1], rng.uniform(0.14, 0.22, (count, 1)), 1)
     flat = templates.reshape(CONCEPTS, -1)
-    return World(images.clip(0, 1).astype(np.float32), labels, flat)
+    images = 0.5 + (strength @ flat).reshape(count, 3, SIDE, SIDE)
+    images += noise * rng.standard_normal(images.shape)
+    return World(images.clip(0, 1).astype(np.float32), chosen[:, 0], strength > 0, flat)
 
 
 def rotation(size: int, seed: int, power: float = 1.0) -> Floats:
@@ -61,8 +69,9 @@ def network(
 ) -> onnx.ModelProto:
     """A network x -> fc0 -> relu -> fc1 -> relu "fc1_relu" -> logits with two units per concept.
 
-    fc0 detects the patches; fc1 passes them on through the matrix `mix`, with a shift that keeps its
-    rectifier open; the head undoes both, so that every `mix` gives the same function.
+    fc0 measures how strong a patch is, and its rectifier leaves what is stronger than a threshold;
+    fc1 passes that on through the matrix `mix`, with a shift that keeps its rectifier open; the
+    head undoes both, so that every `mix` gives the same function.
 
     Args:
         planted: The images.
@@ -72,11 +81,11 @@ def network(
     """
     rng = np.random.default_rng(seed)
     units = 2 * CONCEPTS
-    norm = (planted.templates**2).sum(1, keepdims=True)
-    detectors = np.repeat(planted.templates / norm, 2, 0)
+    # The dual basis: patches that lie over each other do not disturb each other's detectors.
+    detectors = np.repeat(np.linalg.pinv(planted.templates).T, 2, 0)
     gain = rng.uniform(0.8, 1.25, (units, 1))
-    w0 = gain * 10 * detectors
-    b0 = -(w0 * 0.5).sum(1) - 1.0 * gain[:, 0]
+    w0 = gain * 20 * detectors
+    b0 = -(w0 * 0.5).sum(1) - 0.6 * gain[:, 0]
     mix = np.eye(units) if mix is None else mix
     offset = np.broadcast_to(np.asarray(shift, dtype=np.float64), (units,))
     undo = np.linalg.inv(mix)
