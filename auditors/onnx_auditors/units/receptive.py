@@ -15,9 +15,7 @@ from onnx_auditors.units.values import layers_of
 
 _WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
 _POINTWISE = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Gelu Softplus Mish HardSwish Swish Sigmoid "
-    "HardSigmoid Tanh Softsign Clip Abs Neg Identity Cast Dropout BatchNormalization LRN Add Sub Mul "
-    "Div Sum Concat Pad Min Max Pow Sqrt Exp Erf Slice Split QuantizeLinear DequantizeLinear".split()
+    ["Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Softplus", "Mish", "HardSwish", "Swish", "Sigmoid", "HardSigmoid", "Tanh", "Softsign", "Clip", "Abs", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization", "LRN", "Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Min", "Max", "Pow", "Sqrt", "Exp", "Erf", "Slice", "Split", "QuantizeLinear", "DequantizeLinear"]
 )
 _MAP_AXES = 4
 

@@ -16,13 +16,12 @@ from onnx_auditors.network import Layer, Network
 from onnx_auditors.units.source import Indices
 
 RECTIFIERS = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Gelu Softplus Mish HardSwish Swish".split()
+    ["Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Softplus", "Mish", "HardSwish", "Swish"]
 )
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
 _SPATIAL = frozenset(
-    "Conv ConvTranspose BatchNormalization InstanceNormalization MaxPool AveragePool GlobalAveragePool "
-    "GlobalMaxPool LpPool LRN".split()
+    ["Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "LRN"]
 )
 _FEWEST_UNITS = 8
 """Layers with fewer units are left out where no values are named: nothing could be decided."""
