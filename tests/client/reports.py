@@ -165,14 +165,15 @@ def full_report() -> v1.Report:
         warnings=[v1.ReportWarning(code="FEW_PROBES", message="only 4 probes [sic]")],
         distortion=distortion_section(),
     )
-    report.lipschitz.network.add(
+    bound = v1.LipschitzBound(
         norm=v1.NORM_LINF,
         lower=1.5,
-        upper=float("inf"),
+        upper=9.25,
         proof=v1.PROOF_KIND_PROBABILISTIC,
         failure_probability=1e-9,
         method="product of layers",
     )
+    report.lipschitz.network.add(bound=bound, meaning="says nothing [of use]")
     report.transfer.models.extend(["a", "b"])
     report.transfer.cells.add(target=1, error_rate=estimate(0.5, 0.4, 0.6))
     layer = report.units.layers.add(value="relu_1", dimension=64, dead=2)

@@ -142,7 +142,8 @@ def test_report_shows_every_section_and_no_unset_figure() -> None:
         "2 confirmed by ONNX Runtime, 0 not confirmed, none found for 1",
         "[low, high]",
         "0.75 [0.125, ∞]",
-        "probabilistic (1e-09)",
+        "but for 1e-09",
+        "says nothing [of use]",
         "relu_1",
         "torch 2.13.0",
     ):

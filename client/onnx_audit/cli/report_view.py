@@ -13,12 +13,12 @@ from onnx_audit.cli.figures import (
     auditor_name,
     estimate_text,
     layout_name,
-    norm_name,
     number,
     shape_text,
     short_digest,
 )
 from onnx_audit.cli.head_options import config_text
+from onnx_audit.cli.lipschitz_view import print_lipschitz
 from onnx_audit.cli.tables import print_section, print_table
 
 
@@ -33,7 +33,7 @@ def print_report(console: Console, report: v1.Report) -> None:
     if report.HasField("distortion"):
         print_distortion(console, report.distortion)
     if report.HasField("lipschitz"):
-        _print_lipschitz(console, report.lipschitz)
+        print_lipschitz(console, report.lipschitz)
     if report.HasField("transfer"):
         _print_transfer(console, report.transfer)
     if report.HasField("units"):
@@ -109,29 +109,6 @@ def spec_text(spec: v1.InputSpec) -> str:
     if spec.channel_order == v1.CHANNEL_ORDER_REVERSED:
         parts.append("channels reversed")
     return "; ".join(parts) or "as stored"
-
-
-def _print_lipschitz(console: Console, section: v1.LipschitzSection) -> None:
-    def proof(bound: v1.LipschitzBound) -> str:
-        name = v1.ProofKind.Name(bound.proof).removeprefix("PROOF_KIND_").lower()
-        chance = f" ({number(bound.failure_probability)})"
-        return name + (chance if bound.proof == v1.PROOF_KIND_PROBABILISTIC else "")
-
-    print_table(
-        console,
-        "\n[bold]Lipschitz: how much the network can amplify a change[/]",
-        ("norm", "at least", "at most", "proof", "method"),
-        (
-            (
-                norm_name(bound.norm),
-                number(bound.lower),
-                number(bound.upper),
-                proof(bound),
-                bound.method,
-            )
-            for bound in section.network
-        ),
-    )
 
 
 def _print_transfer(console: Console, section: v1.TransferSection) -> None:

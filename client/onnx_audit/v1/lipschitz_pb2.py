@@ -25,21 +25,33 @@ _sym_db = _symbol_database.Default()
 from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1donnx_audit/v1/lipschitz.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"5\n\x0fLipschitzConfig\x12\"\n\x05norms\x18\x01 \x03(\x0e\x32\x13.onnx_audit.v1.Norm\"\xa7\x01\n\x0eLipschitzBound\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\x12\'\n\x05proof\x18\x04 \x01(\x0e\x32\x18.onnx_audit.v1.ProofKind\x12\x1b\n\x13\x66\x61ilure_probability\x18\x05 \x01(\x01\x12\x0e\n\x06method\x18\x06 \x01(\t\"_\n\x0eLipschitzLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08op_types\x18\x02 \x03(\t\x12-\n\x06\x62ounds\x18\x03 \x03(\x0b\x32\x1d.onnx_audit.v1.LipschitzBound\"\xa1\x01\n\x10LipschitzSection\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.onnx_audit.v1.LipschitzConfig\x12-\n\x06layers\x18\x02 \x03(\x0b\x32\x1d.onnx_audit.v1.LipschitzLayer\x12.\n\x07network\x18\x03 \x03(\x0b\x32\x1d.onnx_audit.v1.LipschitzBound*c\n\tProofKind\x12\x1a\n\x16PROOF_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROOF_KIND_DETERMINISTIC\x10\x01\x12\x1c\n\x18PROOF_KIND_PROBABILISTIC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1donnx_audit/v1/lipschitz.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"u\n\x0fLipschitzConfig\x12\"\n\x05norms\x18\x01 \x03(\x0e\x32\x13.onnx_audit.v1.Norm\x12\x12\n\nmax_probes\x18\x02 \x01(\x03\x12\r\n\x05radii\x18\x03 \x03(\x01\x12\x1b\n\x13\x66\x61ilure_probability\x18\x04 \x01(\x01\"\xa7\x01\n\x0eLipschitzBound\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\x12\'\n\x05proof\x18\x04 \x01(\x0e\x32\x18.onnx_audit.v1.ProofKind\x12\x1b\n\x13\x66\x61ilure_probability\x18\x05 \x01(\x01\x12\x0e\n\x06method\x18\x06 \x01(\t\"\xdd\x01\n\x0eLipschitzLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08op_types\x18\x02 \x03(\t\x12-\n\x06\x62ounds\x18\x03 \x03(\x0b\x32\x1d.onnx_audit.v1.LipschitzBound\x12/\n\x04kind\x18\x04 \x01(\x0e\x32!.onnx_audit.v1.LipschitzLayerKind\x12\x13\n\x0binput_shape\x18\x05 \x03(\x03\x12\x14\n\x0coutput_shape\x18\x06 \x03(\x03\x12\x11\n\tlog_share\x18\x07 \x01(\x01\x12\r\n\x05shard\x18\x08 \x01(\x05\"\xb3\x01\n\x10LipschitzNetwork\x12,\n\x05\x62ound\x18\x01 \x01(\x0b\x32\x1d.onnx_audit.v1.LipschitzBound\x12\x0f\n\x07product\x18\x02 \x01(\x01\x12\x11\n\trecursion\x18\x03 \x01(\x01\x12\x14\n\x0clargest_pair\x18\x04 \x01(\x01\x12\x15\n\rwitness_probe\x18\x05 \x01(\x03\x12\x0f\n\x07vacuous\x18\x06 \x01(\x08\x12\x0f\n\x07meaning\x18\x07 \x01(\t\"\x88\x01\n\x10ProbeCertificate\x12\r\n\x05probe\x18\x01 \x01(\x03\x12\r\n\x05label\x18\x02 \x01(\x03\x12\x18\n\x10\x63lean_prediction\x18\x03 \x01(\x03\x12\x0e\n\x06radius\x18\x04 \x01(\x01\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\r\n\x05local\x18\x06 \x03(\x01\x12\r\n\x05\x66ound\x18\x07 \x01(\x01\"\x94\x03\n\x15LipschitzCertificates\x12!\n\x04norm\x18\x01 \x01(\x0e\x32\x13.onnx_audit.v1.Norm\x12%\n\x04mean\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tquantiles\x18\x03 \x03(\x0b\x32\x17.onnx_audit.v1.Quantile\x12\x35\n\x12\x63\x65rtified_accuracy\x18\x04 \x03(\x0b\x32\x19.onnx_audit.v1.CurvePoint\x12/\n\x06probes\x18\x05 \x03(\x0b\x32\x1f.onnx_audit.v1.ProbeCertificate\x12\x42\n\x07methods\x18\x06 \x03(\x0b\x32\x31.onnx_audit.v1.LipschitzCertificates.MethodsEntry\x12)\n\x08sandwich\x18\x07 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x1a.\n\x0cMethodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xbf\x02\n\x10LipschitzSection\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.onnx_audit.v1.LipschitzConfig\x12-\n\x06layers\x18\x02 \x03(\x0b\x32\x1d.onnx_audit.v1.LipschitzLayer\x12\x30\n\x07network\x18\x03 \x03(\x0b\x32\x1f.onnx_audit.v1.LipschitzNetwork\x12:\n\x0c\x63\x65rtificates\x18\x04 \x03(\x0b\x32$.onnx_audit.v1.LipschitzCertificates\x12\x0f\n\x07\x65ntropy\x18\x05 \x01(\t\x12\x10\n\x08\x64ominant\x18\x06 \x03(\x05\x12\x11\n\tunbounded\x18\x07 \x03(\t\x12(\n\x08\x61rtefact\x18\x08 \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef*c\n\tProofKind\x12\x1a\n\x16PROOF_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROOF_KIND_DETERMINISTIC\x10\x01\x12\x1c\n\x18PROOF_KIND_PROBABILISTIC\x10\x02*\xc2\x01\n\x12LipschitzLayerKind\x12$\n LIPSCHITZ_LAYER_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1bLIPSCHITZ_LAYER_KIND_LINEAR\x10\x01\x12\"\n\x1eLIPSCHITZ_LAYER_KIND_NONLINEAR\x10\x02\x12\x1d\n\x19LIPSCHITZ_LAYER_KIND_JOIN\x10\x03\x12\"\n\x1eLIPSCHITZ_LAYER_KIND_UNBOUNDED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.lipschitz_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROOFKIND']._serialized_start=564
-  _globals['_PROOFKIND']._serialized_end=663
+  _globals['_LIPSCHITZCERTIFICATES_METHODSENTRY']._loaded_options = None
+  _globals['_LIPSCHITZCERTIFICATES_METHODSENTRY']._serialized_options = b'8\001'
+  _globals['_PROOFKIND']._serialized_start=1641
+  _globals['_PROOFKIND']._serialized_end=1740
+  _globals['_LIPSCHITZLAYERKIND']._serialized_start=1743
+  _globals['_LIPSCHITZLAYERKIND']._serialized_end=1937
   _globals['_LIPSCHITZCONFIG']._serialized_start=78
-  _globals['_LIPSCHITZCONFIG']._serialized_end=131
-  _globals['_LIPSCHITZBOUND']._serialized_start=134
-  _globals['_LIPSCHITZBOUND']._serialized_end=301
-  _globals['_LIPSCHITZLAYER']._serialized_start=303
-  _globals['_LIPSCHITZLAYER']._serialized_end=398
-  _globals['_LIPSCHITZSECTION']._serialized_start=401
-  _globals['_LIPSCHITZSECTION']._serialized_end=562
+  _globals['_LIPSCHITZCONFIG']._serialized_end=195
+  _globals['_LIPSCHITZBOUND']._serialized_start=198
+  _globals['_LIPSCHITZBOUND']._serialized_end=365
+  _globals['_LIPSCHITZLAYER']._serialized_start=368
+  _globals['_LIPSCHITZLAYER']._serialized_end=589
+  _globals['_LIPSCHITZNETWORK']._serialized_start=592
+  _globals['_LIPSCHITZNETWORK']._serialized_end=771
+  _globals['_PROBECERTIFICATE']._serialized_start=774
+  _globals['_PROBECERTIFICATE']._serialized_end=910
+  _globals['_LIPSCHITZCERTIFICATES']._serialized_start=913
+  _globals['_LIPSCHITZCERTIFICATES']._serialized_end=1317
+  _globals['_LIPSCHITZCERTIFICATES_METHODSENTRY']._serialized_start=1271
+  _globals['_LIPSCHITZCERTIFICATES_METHODSENTRY']._serialized_end=1317
+  _globals['_LIPSCHITZSECTION']._serialized_start=1320
+  _globals['_LIPSCHITZSECTION']._serialized_end=1639
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,38 @@ PROOF_KIND_PROBABILISTIC: ProofKind.ValueType  # 2
 """It holds but for a chance that is stated."""
 Global___ProofKind: _TypeAlias = ProofKind  # noqa: Y015
 
+class _LipschitzLayerKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LipschitzLayerKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LipschitzLayerKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIPSCHITZ_LAYER_KIND_UNSPECIFIED: _LipschitzLayerKind.ValueType  # 0
+    """Not used."""
+    LIPSCHITZ_LAYER_KIND_LINEAR: _LipschitzLayerKind.ValueType  # 1
+    """A maximal chain of linear operators, biases left out."""
+    LIPSCHITZ_LAYER_KIND_NONLINEAR: _LipschitzLayerKind.ValueType  # 2
+    """A nonlinearity with a known constant."""
+    LIPSCHITZ_LAYER_KIND_JOIN: _LipschitzLayerKind.ValueType  # 3
+    """Several values put together: a sum or a concatenation."""
+    LIPSCHITZ_LAYER_KIND_UNBOUNDED: _LipschitzLayerKind.ValueType  # 4
+    """No constant exists or none is known; the bound's method says why."""
+
+class LipschitzLayerKind(_LipschitzLayerKind, metaclass=_LipschitzLayerKindEnumTypeWrapper):
+    """What a layer is to the bounds."""
+
+LIPSCHITZ_LAYER_KIND_UNSPECIFIED: LipschitzLayerKind.ValueType  # 0
+"""Not used."""
+LIPSCHITZ_LAYER_KIND_LINEAR: LipschitzLayerKind.ValueType  # 1
+"""A maximal chain of linear operators, biases left out."""
+LIPSCHITZ_LAYER_KIND_NONLINEAR: LipschitzLayerKind.ValueType  # 2
+"""A nonlinearity with a known constant."""
+LIPSCHITZ_LAYER_KIND_JOIN: LipschitzLayerKind.ValueType  # 3
+"""Several values put together: a sum or a concatenation."""
+LIPSCHITZ_LAYER_KIND_UNBOUNDED: LipschitzLayerKind.ValueType  # 4
+"""No constant exists or none is known; the bound's method says why."""
+Global___LipschitzLayerKind: _TypeAlias = LipschitzLayerKind  # noqa: Y015
+
 @_typing.final
 class LipschitzConfig(_message.Message):
     """What `lipschitz` is asked to do."""
@@ -51,18 +83,38 @@ class LipschitzConfig(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NORMS_FIELD_NUMBER: _builtins.int
+    MAX_PROBES_FIELD_NUMBER: _builtins.int
+    RADII_FIELD_NUMBER: _builtins.int
+    FAILURE_PROBABILITY_FIELD_NUMBER: _builtins.int
+    max_probes: _builtins.int
+    """Probes that get a certificate, drawn with the audit's seed: 0 means 64, -1 none."""
+    failure_probability: _builtins.float
+    """Largest chance, in (0, 1e-6], that a probabilistic bound of a layer does not hold; 0 means
+    1e-12.
+    """
     @_builtins.property
     def norms(self) -> _containers.RepeatedScalarFieldContainer[_estimate_pb2.Norm.ValueType]:
-        """Norms; none means L2, Linf and L1."""
+        """Norms of input and output alike, out of L2, Linf and L1; none means all three. Certificates of
+        single probes are made for L2 and Linf.
+        """
+
+    @_builtins.property
+    def radii(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Radii, in probe space and in rising order, at which the network's amplification in the ball
+        around each probe is bounded; none means none.
+        """
 
     def __init__(
         self,
         *,
         norms: _abc.Iterable[_estimate_pb2.Norm.ValueType] | None = ...,
+        max_probes: _builtins.int = ...,
+        radii: _abc.Iterable[_builtins.float] | None = ...,
+        failure_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["norms", b"norms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_probability", b"failure_probability", "max_probes", b"max_probes", "norms", b"norms", "radii", b"radii"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -119,15 +171,36 @@ class LipschitzLayer(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OP_TYPES_FIELD_NUMBER: _builtins.int
     BOUNDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    INPUT_SHAPE_FIELD_NUMBER: _builtins.int
+    OUTPUT_SHAPE_FIELD_NUMBER: _builtins.int
+    LOG_SHARE_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name in the graph."""
+    """Name of the value that it makes in the graph."""
+    kind: Global___LipschitzLayerKind.ValueType
+    """What it is."""
+    log_share: _builtins.float
+    """Share of the sum of |log(upper)| over all layers in the first norm of the configuration: what
+    dominates the product of the layers' bounds.
+    """
+    shard: _builtins.int
+    """Shard that computed it; `execution.auditor_seconds` has the shards' times."""
     @_builtins.property
     def op_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Operator types that were fused into it."""
+        """Operator types that were fused into it, in order."""
 
     @_builtins.property
     def bounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzBound]:
         """Its bounds, one per norm."""
+
+    @_builtins.property
+    def input_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shape of one sample that goes in; of the first input of a join."""
+
+    @_builtins.property
+    def output_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shape of one sample that comes out."""
 
     def __init__(
         self,
@@ -135,14 +208,209 @@ class LipschitzLayer(_message.Message):
         name: _builtins.str = ...,
         op_types: _abc.Iterable[_builtins.str] | None = ...,
         bounds: _abc.Iterable[Global___LipschitzBound] | None = ...,
+        kind: Global___LipschitzLayerKind.ValueType = ...,
+        input_shape: _abc.Iterable[_builtins.int] | None = ...,
+        output_shape: _abc.Iterable[_builtins.int] | None = ...,
+        log_share: _builtins.float = ...,
+        shard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "name", b"name", "op_types", b"op_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds", b"bounds", "input_shape", b"input_shape", "kind", b"kind", "log_share", b"log_share", "name", b"name", "op_types", b"op_types", "output_shape", b"output_shape", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LipschitzLayer: _TypeAlias = LipschitzLayer  # noqa: Y015
+
+@_typing.final
+class LipschitzNetwork(_message.Message):
+    """Bounds of the network from probe space to the logits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUND_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    RECURSION_FIELD_NUMBER: _builtins.int
+    LARGEST_PAIR_FIELD_NUMBER: _builtins.int
+    WITNESS_PROBE_FIELD_NUMBER: _builtins.int
+    VACUOUS_FIELD_NUMBER: _builtins.int
+    MEANING_FIELD_NUMBER: _builtins.int
+    product: _builtins.float
+    """Product over the graph: at a sum the branches add up, at a concatenation their roots of squares."""
+    recursion: _builtins.float
+    """The recursion over the graph in which slopes are centre and radius; Infinity where a part of the
+    graph has no slope range.
+    """
+    largest_pair: _builtins.float
+    """Largest upper bound of the difference of two logits over all pairs of classes: what matters for
+    the answer. `pairs` in the artefact has all of them.
+    """
+    witness_probe: _builtins.int
+    """Probe whose neighbourhood shows the lower bound, as an index in the probe set; -1 for none."""
+    vacuous: _builtins.bool
+    """Whether the bound says nothing in practice: the median probe's certificate from it alone is
+    below one step of an 8-bit image in one entry.
+    """
+    meaning: _builtins.str
+    """The same in words."""
+    @_builtins.property
+    def bound(self) -> Global___LipschitzBound:
+        """The better one of the two upper bounds, and the lower one."""
+
+    def __init__(
+        self,
+        *,
+        bound: Global___LipschitzBound | None = ...,
+        product: _builtins.float = ...,
+        recursion: _builtins.float = ...,
+        largest_pair: _builtins.float = ...,
+        witness_probe: _builtins.int = ...,
+        vacuous: _builtins.bool = ...,
+        meaning: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "largest_pair", b"largest_pair", "meaning", b"meaning", "product", b"product", "recursion", b"recursion", "vacuous", b"vacuous", "witness_probe", b"witness_probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LipschitzNetwork: _TypeAlias = LipschitzNetwork  # noqa: Y015
+
+@_typing.final
+class ProbeCertificate(_message.Message):
+    """A probe's certificate in one norm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    CLEAN_PREDICTION_FIELD_NUMBER: _builtins.int
+    RADIUS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    probe: _builtins.int
+    """Index in the probe set."""
+    label: _builtins.int
+    """Label that counts as right: the given one, or the model's own answer where none is given."""
+    clean_prediction: _builtins.int
+    """ONNX Runtime's answer to the probe."""
+    radius: _builtins.float
+    """Certified radius: no change of the probe below it inside the box changes the network's answer;
+    0 where the model errs on the probe itself.
+    """
+    method: _builtins.str
+    """The method that gave it."""
+    found: _builtins.float
+    """Distance of the nearest confirmed example of `distortion`, where that ran on the same probe in
+    the same norm; Infinity where it found none, NaN where it did not run.
+    """
+    @_builtins.property
+    def local(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds of the amplification in the balls of the radii of the configuration; the largest
+        over the label's margins to the other classes.
+        """
+
+    def __init__(
+        self,
+        *,
+        probe: _builtins.int = ...,
+        label: _builtins.int = ...,
+        clean_prediction: _builtins.int = ...,
+        radius: _builtins.float = ...,
+        method: _builtins.str = ...,
+        local: _abc.Iterable[_builtins.float] | None = ...,
+        found: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean_prediction", b"clean_prediction", "found", b"found", "label", b"label", "local", b"local", "method", b"method", "probe", b"probe", "radius", b"radius"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeCertificate: _TypeAlias = ProbeCertificate  # noqa: Y015
+
+@_typing.final
+class LipschitzCertificates(_message.Message):
+    """Certificates of probes in one norm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MethodsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NORM_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    CERTIFIED_ACCURACY_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    SANDWICH_FIELD_NUMBER: _builtins.int
+    norm: _estimate_pb2.Norm.ValueType
+    """The norm."""
+    @_builtins.property
+    def mean(self) -> _estimate_pb2.Estimate:
+        """Mean radius over the probes that the model answers rightly."""
+
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.Quantile]:
+        """Quantiles of the radius over the same probes."""
+
+    @_builtins.property
+    def certified_accuracy(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.CurvePoint]:
+        """Share of the probes that are answered rightly and have a certificate of at least the radius x:
+        a lower limit of the true robust accuracy.
+        """
+
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeCertificate]:
+        """Per probe, in the order of the probe set."""
+
+    @_builtins.property
+    def methods(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Probes by the method that gave the radius."""
+
+    @_builtins.property
+    def sandwich(self) -> _estimate_pb2.Estimate:
+        """Median of found distance over certified radius, where `distortion` ran in the same norm and both
+        are positive and finite: how wide the true smallest change is bracketed.
+        """
+
+    def __init__(
+        self,
+        *,
+        norm: _estimate_pb2.Norm.ValueType = ...,
+        mean: _estimate_pb2.Estimate | None = ...,
+        quantiles: _abc.Iterable[_estimate_pb2.Quantile] | None = ...,
+        certified_accuracy: _abc.Iterable[_estimate_pb2.CurvePoint] | None = ...,
+        probes: _abc.Iterable[Global___ProbeCertificate] | None = ...,
+        methods: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        sandwich: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "sandwich", b"sandwich"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certified_accuracy", b"certified_accuracy", "mean", b"mean", "methods", b"methods", "norm", b"norm", "probes", b"probes", "quantiles", b"quantiles", "sandwich", b"sandwich"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LipschitzCertificates: _TypeAlias = LipschitzCertificates  # noqa: Y015
 
 @_typing.final
 class LipschitzSection(_message.Message):
@@ -153,6 +421,16 @@ class LipschitzSection(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    ENTROPY_FIELD_NUMBER: _builtins.int
+    DOMINANT_FIELD_NUMBER: _builtins.int
+    UNBOUNDED_FIELD_NUMBER: _builtins.int
+    ARTEFACT_FIELD_NUMBER: _builtins.int
+    entropy: _builtins.str
+    """Hexadecimal entropy of the random starts of probabilistic bounds: a digest of the model's
+    content and the audit's seed, so that the same audit gives the same bounds while nobody can
+    choose the starts after the weights.
+    """
     @_builtins.property
     def config(self) -> Global___LipschitzConfig:
         """The configuration with its defaults filled in."""
@@ -162,19 +440,43 @@ class LipschitzSection(_message.Message):
         """The layers in the order of the graph."""
 
     @_builtins.property
-    def network(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzBound]:
+    def network(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzNetwork]:
         """Bounds of the whole network, one per norm."""
+
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[Global___LipschitzCertificates]:
+        """Certificates, for L2 and Linf as far as they were asked for."""
+
+    @_builtins.property
+    def dominant(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices in `layers` by falling log_share: what to mend first, at most 20."""
+
+    @_builtins.property
+    def unbounded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Reasons why the network has no global bound, as "value (operator): reason"; empty where it has."""
+
+    @_builtins.property
+    def artefact(self) -> _estimate_pb2.BlobRef:
+        """Safetensors blob: `pairs_NORM` (float64 [classes, classes], upper bounds of the amplification of
+        the difference of two logits) and `witness_NORM_LAYER` (the direction that shows a linear
+        layer's lower bound).
+        """
 
     def __init__(
         self,
         *,
         config: Global___LipschitzConfig | None = ...,
         layers: _abc.Iterable[Global___LipschitzLayer] | None = ...,
-        network: _abc.Iterable[Global___LipschitzBound] | None = ...,
+        network: _abc.Iterable[Global___LipschitzNetwork] | None = ...,
+        certificates: _abc.Iterable[Global___LipschitzCertificates] | None = ...,
+        entropy: _builtins.str = ...,
+        dominant: _abc.Iterable[_builtins.int] | None = ...,
+        unbounded: _abc.Iterable[_builtins.str] | None = ...,
+        artefact: _estimate_pb2.BlobRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "config", b"config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "layers", b"layers", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefact", b"artefact", "certificates", b"certificates", "config", b"config", "dominant", b"dominant", "entropy", b"entropy", "layers", b"layers", "network", b"network", "unbounded", b"unbounded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -263,6 +263,7 @@ class AuditorSeconds(_message.Message):
     AUDITOR_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    SHARD_SECONDS_FIELD_NUMBER: _builtins.int
     auditor: Global___Auditor.ValueType
     """The auditor."""
     shards: _builtins.int
@@ -271,16 +272,21 @@ class AuditorSeconds(_message.Message):
     def duration(self) -> _duration_pb2.Duration:
         """Time of all shards, added up."""
 
+    @_builtins.property
+    def shard_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Time of each shard in seconds, by shard number."""
+
     def __init__(
         self,
         *,
         auditor: Global___Auditor.ValueType = ...,
         shards: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
+        shard_seconds: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "duration", b"duration", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "duration", b"duration", "shard_seconds", b"shard_seconds", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

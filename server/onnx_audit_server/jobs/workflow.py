@@ -227,7 +227,10 @@ class Worker:
             duration = duration_pb2.Duration()
             duration.FromNanoseconds(round(sum(times) * 1e9))
             execution.auditor_seconds.add(
-                auditor=v1.Auditor.ValueType(int(auditor)), shards=len(times), duration=duration
+                auditor=v1.Auditor.ValueType(int(auditor)),
+                shards=len(times),
+                duration=duration,
+                shard_seconds=times,
             )
         report = assemble.report(
             audit,
