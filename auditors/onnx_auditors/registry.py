@@ -10,6 +10,7 @@ from onnx_audit import v1
 from onnx_auditors.auditor import Auditor
 
 _MODULES: dict[v1.Auditor.ValueType, tuple[str, str]] = {
+    v1.AUDITOR_UNITS: ("onnx_auditors.units.auditor", "UnitsAuditor"),
     v1.AUDITOR_DISTORTION: ("onnx_auditors.distortion.auditor", "DistortionAuditor"),
 }
 

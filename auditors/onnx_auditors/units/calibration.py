@@ -63,15 +63,15 @@ class Scale:
 
 
 def steps(
-    source: Source, network: Network, names: Sequence[str], ranks: range, order: Order, size: int
+    source: Source, network: Network, names: Sequence[str], ranks: Indices, order: Order, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yields values of the network for probes by rank, in steps of a fixed size.
 
     Raises:
         ModelFailed: They hold NaN or infinite entries.
     """
-    for begin in range(ranks.start, ranks.stop, size):
-        rows = order.probes[begin : min(begin + size, ranks.stop)]
+    for begin in range(0, len(ranks), size):
+        rows = order.probes[ranks[begin : begin + size]]
         with torch.no_grad():
             found = network.values(source.feed(rows), names)
         for name, tensor in found.items():
@@ -83,7 +83,8 @@ def steps(
 def step_size(values: Sequence[Value]) -> int:
     """Returns how many probes go through the network at once: it depends on the values alone."""
     entries = sum(value.dimension * max(1, math.prod(value.grid)) for value in values)
-    return max(1, min(_LARGEST_STEP, 2 ** int(math.log2(max(1, _STEP_BYTES / (4 * entries))))))
+    fits = max(1, _STEP_BYTES // (4 * entries))
+    return min(_LARGEST_STEP, 1 << (fits.bit_length() - 1))
 
 
 def sample_size(value: Value, count: int) -> int:
@@ -96,7 +97,7 @@ def sample(
     source: Source, network: Network, value: Value, name: str, order: Order, step: int
 ) -> tuple[Tensor, Bools]:
     """Returns a value on the sample, [m, p, units], and on which probes units are above 0."""
-    ranks = range(sample_size(value, len(order.probes)))
+    ranks = np.arange(sample_size(value, len(order.probes)))
     parts, active = [], []
     for found in steps(source, network, [name], ranks, order, step):
         units = value.units(found[name])
@@ -141,7 +142,7 @@ def scale_of(value: Value, found: Tensor, active: Bools) -> Scale:
         std=std[chosen],
         sign=torch.from_numpy(np.where(flipped, -1, 1).astype(np.float32)),
         plateau=int((top > max(_PLATEAU_SHARE * len(found), 1)).sum()),
-        active=active.any(0) if value.rectified else varies,
+        active=np.asarray(active.any(0) if value.rectified else varies),
     )
 
 

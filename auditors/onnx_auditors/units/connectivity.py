@@ -160,7 +160,7 @@ def _flat(weight: Tensor) -> Tensor:
 
 def _spread(setup: Setup, layer: Layer) -> Floats:
     """Returns the standard deviation of what each weight of a row carries, [channels or fan-in]."""
-    ranks = range(min(_SAMPLE, len(setup.order.probes)))
+    ranks = np.arange(min(_SAMPLE, len(setup.order.probes)))
     name = layer.inputs[0]
     parts = [
         found[name]

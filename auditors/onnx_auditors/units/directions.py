@@ -144,9 +144,11 @@ def haar_frame(normal: Tensor) -> Tensor:
     rows, columns = normal.shape
     if rows >= _WELL_CONDITIONED * columns:
         factor = torch.linalg.cholesky(normal.T @ normal)
-        return torch.linalg.solve_triangular(factor, normal.T, upper=False).T
+        frame: Tensor = torch.linalg.solve_triangular(factor, normal.T, upper=False).T
+        return frame
     q, r = torch.linalg.qr(normal.double())
-    return (q * torch.sign(torch.diagonal(r))).float()
+    turned: Tensor = q * torch.sign(torch.diagonal(r))
+    return turned.float()
 
 
 def basis(kind: v1.UnitBasis.ValueType, units: Tensor, count: int, seed: int) -> Tensor | None:
@@ -219,4 +221,5 @@ def _fast_ica(white: Tensor, rng: np.random.Generator) -> Tensor:
 def _symmetric(weights: Tensor) -> Tensor:
     """Returns the nearest orthogonal matrix."""
     u, _, v = torch.linalg.svd(weights)
-    return u @ v
+    nearest: Tensor = u @ v
+    return nearest

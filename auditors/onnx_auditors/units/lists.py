@@ -87,7 +87,8 @@ def without_eighth(ranks: Indices, part: int, top: int, least: int) -> Bools:
         least: But at least so many.
     """
     kept = ranks % EIGHTHS != part
-    return kept & (np.cumsum(kept, 1) <= max(min(top, least), round(top * (1 - 1 / EIGHTHS))))
+    wanted = max(min(top, least), round(top * (1 - 1 / EIGHTHS)))
+    return np.asarray(kept & (np.cumsum(kept, 1) <= wanted))
 
 
 def width_for(top: int, least: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -111,9 +111,10 @@ def measure(
     return section.merge(setup, partials, save or _drop)
 
 
-def _drop(content: bytes, media_type: str) -> v1.BlobRef:
-    digest = hashlib.sha256(content).hexdigest()
-    return v1.BlobRef(sha256=digest, size_bytes=len(content), media_type=media_type)
+def _drop(content: Iterable[bytes], media_type: str) -> v1.BlobRef:
+    whole = b"".join(content)
+    digest = hashlib.sha256(whole).hexdigest()
+    return v1.BlobRef(sha256=digest, size_bytes=len(whole), media_type=media_type)
 
 
 def _array(given: Array) -> npt.NDArray[np.generic]:

@@ -96,8 +96,9 @@ def _block(setup: Setup, layers: Sequence[_Layer], ranks: range) -> None:
         after = [x.prepared.job.value.rectified for x in mine if x.prepared.after is not None]
         names = list(dict.fromkeys([*(value.measured for value in values), *after]))
         parts: dict[tuple[int, bool], list[Tensor]] = {}
+        numbers = np.arange(ranks.start, ranks.stop)
         for found in calibration.steps(
-            setup.source, network, names, ranks, setup.order, setup.step
+            setup.source, network, names, numbers, setup.order, setup.step
         ):
             for i, layer in enumerate(mine):
                 value, prepared = values[i], layer.prepared
@@ -110,8 +111,8 @@ def _block(setup: Setup, layers: Sequence[_Layer], ranks: range) -> None:
                     rectified = value.looked_at(value.units(found[value.rectified]))
                     parts.setdefault((i, True), []).append(prepared.after.apply(rectified))
         for i, layer in enumerate(mine):
-            rectified = torch.cat(parts.pop((i, True))) if (i, True) in parts else None
-            layer.take(torch.cat(parts.pop((i, False))), rectified, ranks.start)
+            beyond = torch.cat(parts.pop((i, True))) if (i, True) in parts else None
+            layer.take(torch.cat(parts.pop((i, False))), beyond, ranks.start)
 
 
 def _features(setup: Setup, ranks: range) -> bytes:

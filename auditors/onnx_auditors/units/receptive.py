@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,16 @@ from torch import Tensor
 from onnx_auditors.network import Layer, Network
 from onnx_auditors.units.setup import Job
 from onnx_auditors.units.source import Indices, Source
-from onnx_auditors.units.values import layers_of
+from onnx_auditors.units.values import RECTIFIERS, layers_of
 
 _WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
-_POINTWISE = frozenset(
-    ["Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Softplus", "Mish", "HardSwish", "Swish", "Sigmoid", "HardSigmoid", "Tanh", "Softsign", "Clip", "Abs", "Neg", "Identity", "Cast", "Dropout", "BatchNormalization", "LRN", "Add", "Sub", "Mul", "Div", "Sum", "Concat", "Pad", "Min", "Max", "Pow", "Sqrt", "Exp", "Erf", "Slice", "Split", "QuantizeLinear", "DequantizeLinear"]
-)
+_POINTWISE = RECTIFIERS | frozenset(
+    {
+        "Sigmoid", "HardSigmoid", "Tanh", "Softsign", "Clip", "Abs", "Neg", "Identity", "Cast",
+        "Dropout", "BatchNormalization", "LRN", "Add", "Sub", "Mul", "Div", "Sum", "Concat", "Min",
+        "Max", "Pow", "Sqrt", "Exp", "Erf", "Slice", "Split", "QuantizeLinear", "DequantizeLinear",
+    }
+)  # fmt: skip
 _MAP_AXES = 4
 
 
@@ -138,8 +143,8 @@ def _union(fields: list[Field]) -> Field:
     return Field(start, _pair(end[a] - start[a] for a in (0, 1)), fields[0].jump)
 
 
-def _pair(values: object) -> tuple[float, float]:
-    first, second = values  # type: ignore[misc] # a generator of two
+def _pair(values: Iterable[float]) -> tuple[float, float]:
+    first, second = values
     return float(first), float(second)
 
 

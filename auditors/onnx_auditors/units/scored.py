@@ -16,7 +16,6 @@ from onnx_auditors.units.source import EIGHTHS, Bools, Floats, Indices
 from onnx_auditors.units.top import joined
 
 LayerPartial = v1.UnitsPartial.LayerPartial
-Kind = v1.UnitScoreKind.ValueType
 
 
 @dataclass(eq=False)
@@ -31,8 +30,8 @@ class Tops:
     """
 
     ranks: dict[int, Indices]
-    chunks: dict[tuple[Kind, int], Floats]
-    best: dict[tuple[Kind, int], Indices]
+    chunks: dict[tuple[v1.UnitScoreKind.ValueType, int], Floats]
+    best: dict[tuple[v1.UnitScoreKind.ValueType, int], Indices]
     active: Bools
 
 
@@ -40,7 +39,7 @@ def collect(setup: Setup, number: int, partials: Sequence[v1.UnitsPartial]) -> T
     """Joins the partials of a job, in any order."""
     parts = [part for partial in partials for part in partial.layers if part.layer == number]
     keys: dict[int, list[np.ndarray[tuple[int, int], np.dtype[np.int64]]]] = {}
-    chunks: dict[tuple[Kind, int], list[v1.UnitsPartial.ChunkPartial]] = {}
+    chunks: dict[tuple[v1.UnitScoreKind.ValueType, int], list[v1.UnitsPartial.ChunkPartial]] = {}
     for part in parts:
         for top in part.tops:
             found = np.frombuffer(top.keys, dtype="<i8").reshape(-1, top.width)
@@ -48,11 +47,11 @@ def collect(setup: Setup, number: int, partials: Sequence[v1.UnitsPartial]) -> T
         for chunk in part.chunks:
             chunks.setdefault((chunk.kind, chunk.family), []).append(chunk)
     scores, best = {}, {}
-    for key, found in chunks.items():
-        found.sort(key=lambda chunk: chunk.begin)
-        best[key] = np.concatenate([np.frombuffer(c.best, "<i4") for c in found]).astype(np.int64)
-        joined_scores = np.concatenate([np.frombuffer(c.scores, "<f8") for c in found])
-        scores[key] = joined_scores.reshape(len(best[key]), -1)
+    for key, pieces in chunks.items():
+        pieces.sort(key=lambda chunk: chunk.begin)
+        best[key] = np.concatenate([np.frombuffer(c.best, "<i4") for c in pieces]).astype(np.int64)
+        all_scores = np.concatenate([np.frombuffer(c.scores, "<f8") for c in pieces])
+        scores[key] = all_scores.reshape(len(best[key]), -1)
     active = [np.frombuffer(part.active, dtype=bool) for part in parts]
     return Tops(
         ranks={family: joined(list(found), setup.width(family)) for family, found in keys.items()},
@@ -76,7 +75,7 @@ class Scored:
         best: The best concept of each unit; None for scores without concepts.
     """
 
-    kind: Kind
+    kind: v1.UnitScoreKind.ValueType
     top: int
     families: dict[int, Floats]
     without: dict[int, Floats] = field(default_factory=dict)
@@ -94,7 +93,7 @@ class Scored:
         return self.families[Family.RANDOM]
 
 
-def of_list(setup: Setup, kind: Kind, score: ListScore, tops: Tops) -> Scored:
+def of_list(setup: Setup, kind: v1.UnitScoreKind.ValueType, score: ListScore, tops: Tops) -> Scored:
     """Scores top inputs."""
     families, without = {}, {}
     curve: dict[int, list[Floats]] = {k: [] for k in setup.curve}
@@ -119,7 +118,7 @@ def of_list(setup: Setup, kind: Kind, score: ListScore, tops: Tops) -> Scored:
     )
 
 
-def of_chunks(kind: Kind, tops: Tops) -> Scored | None:
+def of_chunks(kind: v1.UnitScoreKind.ValueType, tops: Tops) -> Scored | None:
     """Takes scores that are made of all inputs; None where there are none."""
     families = {family: s[:, 0] for (k, family), s in tops.chunks.items() if k == kind}
     if not families:

@@ -9,9 +9,20 @@ import numpy as np
 
 from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
-from onnx_auditors.units import connectivity, embedding, galleries, scored, statistics, words
+from onnx_auditors.units import (
+    connectivity,
+    embedding,
+    galleries,
+    lists,
+    places,
+    scored,
+    sprites,
+    statistics,
+    words,
+)
 from onnx_auditors.units.directions import Family
 from onnx_auditors.units.lists import CoherenceScore, LabelScore, first
+from onnx_auditors.units.places import Rows
 from onnx_auditors.units.scored import Scored, Tops
 from onnx_auditors.units.setup import Job, Prepared, Setup
 from onnx_auditors.units.source import Floats, Indices
@@ -65,7 +76,7 @@ def merge(setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact)
         embedding=seen,
     )
     section.config.values[:] = [job.value.name for job in setup.jobs if not job.untrained]
-    measures = [
+    measures: list[tuple[v1.UnitScoreKind.ValueType, lists.ListScore]] = [
         *([(v1.UNIT_SCORE_KIND_LABEL, LabelScore(by_rank))] if by_rank is not None else []),
         (v1.UNIT_SCORE_KIND_COHERENCE, CoherenceScore(space)),
     ]
@@ -83,7 +94,7 @@ def merge(setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact)
     depth = galleries.depth(section.layers)
     if depth is not None:
         section.depth.CopyFrom(
-            v1.UnitGallery(kind=v1.UNIT_GALLERY_KIND_CURVE, image=save(depth, galleries.PNG))
+            v1.UnitGallery(kind=v1.UNIT_GALLERY_KIND_CURVE, image=save([depth], sprites.PNG))
         )
     return section
 
@@ -100,16 +111,16 @@ def _measure(
     setup: Setup,
     job: Job,
     partials: Sequence[v1.UnitsPartial],
-    measures: Sequence[tuple[v1.UnitScoreKind.ValueType, LabelScore | CoherenceScore]],
+    measures: Sequence[tuple[v1.UnitScoreKind.ValueType, lists.ListScore]],
 ) -> Measured:
     prepared = setup.prepare(job)
     tops = scored.collect(setup, job.number, partials)
-    lists = {kind: scored.of_list(setup, kind, score, tops) for kind, score in measures}
+    listed = {kind: scored.of_list(setup, kind, score, tops) for kind, score in measures}
     order = (
         v1.UNIT_SCORE_KIND_LABEL, v1.UNIT_SCORE_KIND_CONCEPT,
         v1.UNIT_SCORE_KIND_IOU, v1.UNIT_SCORE_KIND_COHERENCE,
     )  # fmt: skip
-    all_scores = [lists.get(kind) or scored.of_chunks(kind, tops) for kind in order]
+    all_scores = [listed.get(kind) or scored.of_chunks(kind, tops) for kind in order]
     scores = [score for score in all_scores if score is not None]
     message = v1.UnitsLayer(
         value=job.value.name,
@@ -258,7 +269,7 @@ def _bases(prepared: Prepared, scores: Sequence[Scored]) -> list[v1.UnitBasisSco
     descriptive = (v1.UNIT_BASIS_WHITENED, v1.UNIT_BASIS_NONNEGATIVE)
     return [
         v1.UnitBasisScores(
-            basis=family - Family.BASES,
+            basis=v1.UnitBasis.ValueType(family - Family.BASES),
             count=prepared.directions.count(family),
             descriptive=family - Family.BASES in descriptive,
             index_auc=[index(score.families[family], score.random) for score in scores],
@@ -276,6 +287,10 @@ def _units(setup: Setup, found: Measured) -> list[v1.UnitRow]:
     concepts = next((score.best for score in found.scores if score.best is not None), None)
     scale, top = found.prepared.scale, found.tops.ranks[Family.NATURAL][:, :_TOP_PROBES]
     chosen: Indices = np.argsort(-values[:, 0], kind="stable")[:_LISTED_UNITS]
+    positions = np.zeros((len(chosen), 0), dtype=np.int64)
+    if found.prepared.job.value.grid:
+        rows = Rows(Family.NATURAL, chosen, top[chosen])
+        positions = places.largest(setup, found.prepared, rows)
     return [
         v1.UnitRow(
             unit=int(scale.live[i]),
@@ -285,6 +300,7 @@ def _units(setup: Setup, found: Measured) -> list[v1.UnitRow]:
             q=q[i],
             concept=int(concepts[i]) if concepts is not None else None,
             top_probes=setup.order.probes[top[i]],
+            top_positions=positions[place],
         )
-        for i in chosen
+        for place, i in enumerate(chosen)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,7 +104,7 @@ class Setup:
     def width(self, family: int) -> int:
         """Returns how many top inputs are kept for directions of a family."""
         if family in {Family.NATURAL, Family.RANDOM}:
-            wanted = max(width_for(self.top, LEAST_TOP), *self.curve, self.strip)
+            wanted = max(width_for(self.top, LEAST_TOP), self.strip, *self.curve)
         else:
             wanted = self.top
         return min(wanted, len(self.order.probes))
@@ -117,10 +116,14 @@ class Setup:
 
     @cached_property
     def block(self) -> int:
-        """Probes of a block: a power of two, so that the blocks' values fit into 256 MiB."""
+        """Probes of a block, a power of two.
+
+        Products of matrices round alike only for equal blocks, so that blocks depend on the work
+        and never on how it is shared out. Their values fit into 256 MiB.
+        """
         entries = sum(len(job.value.positions) * job.value.dimension for job in self.jobs)
-        fits = _BLOCK_BYTES / (8 * entries)
-        power = 2 ** int(math.log2(max(1.0, fits)))
+        wanted = min(_BLOCK_BYTES // (8 * entries), len(self.order.probes) // _SHARDS)
+        power = 1 << (max(1, wanted).bit_length() - 1)
         return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power))
 
     @cached_property
@@ -133,11 +136,11 @@ class Setup:
         """Number of blocks."""
         return -(-len(self.order.probes) // self.block)
 
-    def cut(self) -> list[tuple[list[int], range]]:
-        """Returns the shards: numbers of jobs, and blocks."""
-        ranges = min(self.blocks, _SHARDS)
+    def cut(self, shards: int = _SHARDS) -> list[tuple[list[int], range]]:
+        """Returns at most so many shards: numbers of jobs, and blocks."""
+        ranges = min(self.blocks, shards)
         ends = [round(i * self.blocks / ranges) for i in range(ranges + 1)]
-        groups = max(1, min(len(self.jobs), _SHARDS // ranges))
+        groups = max(1, min(len(self.jobs), shards // ranges))
         return [
             (list(range(len(self.jobs)))[group::groups], range(ends[i], ends[i + 1]))
             for group in range(groups)

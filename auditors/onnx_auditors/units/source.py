@@ -1,4 +1,4 @@
-"""What units are measured on: a network, its probes in a seeded order, and what is known of them."""
+"""What units are measured on: a network, its probes in a seeded order, what is known of them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ LEVEL = 0.01
 
 
 def index(natural: Floats, random: Floats) -> float:
-    """Returns P(natural > random) + P(tie) / 2 for scores [d] and [m]: Mann-Whitney's U over d m."""
+    """Returns P(natural > random) + P(tie) / 2 of scores [d] and [m]: Mann-Whitney's U over d m."""
     ordered = np.sort(random)
     below = np.searchsorted(ordered, natural, "left")
     upto = np.searchsorted(ordered, natural, "right")

@@ -16,13 +16,19 @@ from onnx_auditors.network import Layer, Network
 from onnx_auditors.units.source import Indices
 
 RECTIFIERS = frozenset(
-    ["Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Softplus", "Mish", "HardSwish", "Swish"]
-)
+    {
+        "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Softplus",
+        "Mish", "HardSwish", "Swish",
+    }
+)  # fmt: skip
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _AFFINE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
 _SPATIAL = frozenset(
-    ["Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "LRN"]
-)
+    {
+        "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool",
+        "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "LRN",
+    }
+)  # fmt: skip
 _FEWEST_UNITS = 8
 """Layers with fewer units are left out where no values are named: nothing could be decided."""
 _POSITIONS_PER_AXIS = 8

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from onnx_audit import v1
 
-_NAMES = {
+NAMES = {
     v1.UNIT_SCORE_KIND_LABEL: "labels",
     v1.UNIT_SCORE_KIND_CONCEPT: "concepts",
     v1.UNIT_SCORE_KIND_COHERENCE: "coherence",
     v1.UNIT_SCORE_KIND_IOU: "masks",
 }
+"""What a score is made of."""
 _SAYINGS = {
     v1.UNIT_VERDICT_MORE: "more meaningful than random",
     v1.UNIT_VERDICT_NO_DISTINCTION: "no distinction",
@@ -21,7 +22,7 @@ def summary(layer: v1.UnitsLayer) -> str:
     """Returns the sentence of a layer: a verdict for each score."""
     said: dict[str, list[str]] = {}
     for score in layer.scores:
-        said.setdefault(saying(score), []).append(_NAMES[score.kind])
+        said.setdefault(saying(score), []).append(NAMES[score.kind])
     clauses = [f"{text} by {_joined(names)}" for text, names in said.items()]
     return f"{layer.live} live units of {layer.dimension}: {'; '.join(clauses)}."
 

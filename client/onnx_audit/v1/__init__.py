@@ -215,6 +215,7 @@ _MODULES = {
     "UNIT_GALLERY_KIND_HISTOGRAM": "units_pb2",
     "UNIT_GALLERY_KIND_PAIRS": "units_pb2",
     "UNIT_GALLERY_KIND_STRIPS": "units_pb2",
+    "UNIT_GALLERY_KIND_UNITS": "units_pb2",
     "UNIT_GALLERY_KIND_UNSPECIFIED": "units_pb2",
     "UNIT_SCORE_KIND_COHERENCE": "units_pb2",
     "UNIT_SCORE_KIND_CONCEPT": "units_pb2",

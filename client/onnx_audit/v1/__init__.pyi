@@ -215,6 +215,7 @@ from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_FILTERS as UNIT_GALLERY_KI
 from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_HISTOGRAM as UNIT_GALLERY_KIND_HISTOGRAM
 from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_PAIRS as UNIT_GALLERY_KIND_PAIRS
 from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_STRIPS as UNIT_GALLERY_KIND_STRIPS
+from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_UNITS as UNIT_GALLERY_KIND_UNITS
 from onnx_audit.v1.units_pb2 import UNIT_GALLERY_KIND_UNSPECIFIED as UNIT_GALLERY_KIND_UNSPECIFIED
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_COHERENCE as UNIT_SCORE_KIND_COHERENCE
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_CONCEPT as UNIT_SCORE_KIND_CONCEPT

@@ -156,6 +156,8 @@ class _UnitGalleryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitG
     """Histogram of a score with the band of rotations."""
     UNIT_GALLERY_KIND_CURVE: _UnitGalleryKind.ValueType  # 6
     """Index over the number of top inputs."""
+    UNIT_GALLERY_KIND_UNITS: _UnitGalleryKind.ValueType  # 7
+    """Top nine inputs of the first 64 units of the table, in its order."""
 
 class UnitGalleryKind(_UnitGalleryKind, metaclass=_UnitGalleryKindEnumTypeWrapper):
     """What a gallery shows."""
@@ -174,6 +176,8 @@ UNIT_GALLERY_KIND_HISTOGRAM: UnitGalleryKind.ValueType  # 5
 """Histogram of a score with the band of rotations."""
 UNIT_GALLERY_KIND_CURVE: UnitGalleryKind.ValueType  # 6
 """Index over the number of top inputs."""
+UNIT_GALLERY_KIND_UNITS: UnitGalleryKind.ValueType  # 7
+"""Top nine inputs of the first 64 units of the table, in its order."""
 Global___UnitGalleryKind: _TypeAlias = UnitGalleryKind  # noqa: Y015
 
 @_typing.final

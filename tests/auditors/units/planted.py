@@ -1,4 +1,4 @@
-"""Images with planted concepts, networks whose units see one each, and their function-preserving twins."""
+"""Images with planted concepts, networks with a unit for each, and twins of the same function."""
 
 from __future__ import annotations
 
