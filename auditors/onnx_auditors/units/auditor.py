@@ -33,7 +33,7 @@ class UnitsAuditor:
         return _setup(config, context).config
 
     def plan(self, config: v1.UnitsConfig, context: Context) -> Plan:
-        """Cuts probes and layers into at most 16 shards."""
+        """Cuts probes and layers into at most 8 shards."""
         setup = _setup(config, context)
         shards = setup.cut()
         items = sum(len(_ranks(setup, blocks)) * len(numbers) for numbers, blocks in shards)
@@ -64,7 +64,7 @@ class UnitsAuditor:
         return section.merge(_setup(config, context), partials, save)
 
     def warnings(self, section: v1.UnitsSection, context: Context) -> list[v1.ReportWarning]:
-        """Says what a reader must know: an embedding that does not see the labels, layers left out."""
+        """Says what a reader must know: a blind embedding, layers left out, no labels."""
         found = []
         if section.embedding.HasField("sees_labels") and not section.embedding.sees_labels:
             found.append(_BLIND)

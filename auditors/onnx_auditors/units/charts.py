@@ -56,7 +56,7 @@ class _Axes:
     def png(self) -> bytes:
         """Returns the picture as a file."""
         file = io.BytesIO()
-        self.image.save(file, "PNG", optimize=True)
+        self.image.save(file, "PNG")
         return file.getvalue()
 
 

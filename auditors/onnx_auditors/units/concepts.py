@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx_auditors.units.source import EIGHTHS, Bools, Floats, Indices
 
 _FEWEST = 10
 """Probes on each side of a concept, at least."""
+_PERMUTATIONS, _SEED = 256, 101
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +27,17 @@ class Concepts:
 
     shown: Bools
     names: Indices
+    chance: float
+    """Expected lead over 1/2 of the best AUROC of values without ties that know nothing."""
 
     @classmethod
-    def of(cls, labels: Indices | None, concepts: Bools | None) -> Concepts | None:
+    def of(cls, labels: Indices | None, concepts: Bools | None, seed: int) -> Concepts | None:
         """Takes given concepts, or labels in their place; None where none has enough probes.
 
         Args:
             labels: By rank, [m]; None where there are none.
             concepts: By rank, [m, c]; None where none are given.
+            seed: Seed of the permutations that tell what chance is.
         """
         if concepts is not None:
             shown, names = concepts, np.arange(concepts.shape[1])
@@ -42,11 +47,24 @@ class Concepts:
         else:
             return None
         enough = (shown.sum(0) >= _FEWEST) & ((~shown).sum(0) >= _FEWEST)
-        return cls(shown[:, enough], names[enough]) if enough.any() else None
+        if not enough.any():
+            return None
+        kept = shown[:, enough]
+        rng = np.random.default_rng([seed, _SEED])
+        ranks = rng.permuted(np.tile(np.arange(1.0, len(kept) + 1), (_PERMUTATIONS, 1)), axis=1)
+        inside = kept.sum(0)
+        pairs = ranks @ kept - inside * (inside + 1) / 2
+        best = (pairs / (inside * (len(kept) - inside))).max(1)
+        return cls(kept, names[enough], float(best.mean()) - 0.5)
 
 
 def best_auroc(values: Tensor, concepts: Concepts, *, parts: bool) -> tuple[Floats, Indices]:
-    """Returns 2 AUROC - 1 of the concept that each direction tells best.
+    """Returns how well each direction tells the concept that it tells best.
+
+    With B its AUROC, (B - B0) / (1 - B0): 1 where it is perfect, 0 at chance. B0 is what the best
+    of so many concepts reaches by chance; values with ties stray less from 1/2, by the root of
+    1 - sum (t^3 - t) / (n^3 - n) over runs of t equal values among n (Lehmann 1975,
+    "Nonparametrics", section 1.4).
 
     Args:
         values: Values of directions on the sample, by rank, [directions, m], m at most 4,096.
@@ -61,6 +79,7 @@ def best_auroc(values: Tensor, concepts: Concepts, *, parts: bool) -> tuple[Floa
     shown = torch.from_numpy(concepts.shown).float().to(device)
     ordered, order = values.sort(1)
     runs = _runs(ordered)
+    chance = concepts.chance * _stray(runs, ordered)
     every = torch.ones(values.shape[1], device=device)
     all_probes = _auroc(order, runs, shown, every)
     best, which = all_probes.max(1)
@@ -69,8 +88,22 @@ def best_auroc(values: Tensor, concepts: Concepts, *, parts: bool) -> tuple[Floa
         eighth = torch.arange(values.shape[1], device=device) % EIGHTHS
         kept = ((eighth != part).float() for part in range(EIGHTHS))
         columns += [_auroc(order, runs, shown, part).amax(1) for part in kept]
-    scores = 2 * torch.stack(columns, 1) - 1
+    found = torch.stack(columns, 1)
+    level = torch.full_like(found, 0.5) + chance[:, None]
+    # With fewer probes chance strays more.
+    level[:, 1:] = 0.5 + chance[:, None] * math.sqrt(EIGHTHS / (EIGHTHS - 1))
+    scores = (found - level) / (1 - level)
     return scores.cpu().numpy(), concepts.names[which.cpu().numpy()]
+
+
+def _stray(runs: tuple[Tensor, Tensor] | None, ordered: Tensor) -> Tensor:
+    """Returns how far AUROCs stray from 1/2 by chance over how far they do without ties, [d]."""
+    if runs is None:
+        return torch.ones(len(ordered), dtype=torch.float64, device=ordered.device)
+    count = ordered.shape[1]
+    # Each of the t places of a run adds t^2 - 1.
+    length = (runs[1] - runs[0]).double()
+    return (1 - (length**2 - 1).sum(1) / (count**3 - count)).clamp_min(0).sqrt()
 
 
 def _runs(ordered: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -118,7 +151,8 @@ def best_iou(values: Tensor, masks: Tensor) -> tuple[Floats, Indices]:
     """Returns the best intersection over union of each direction's largest places with a mask.
 
     For each concept as many places count as it covers, so that no threshold has to be chosen: with
-    n of them and i inside, i / (2 n - i). By chance it is about half the share that it covers.
+    n of them and i inside, i / (2 n - i). By chance it is about half the share that it covers. Of
+    equal values at the threshold the expected share is inside.
 
     Args:
         values: Values of directions at all places of the sample, [directions, places].
@@ -135,8 +169,10 @@ def best_iou(values: Tensor, masks: Tensor) -> tuple[Floats, Indices]:
             columns.append(torch.zeros(len(values), dtype=torch.float64, device=values.device))
             continue
         bar = falling[:, size - 1 : size]
-        active = values >= bar
-        inside = active[:, masks[:, concept]].sum(1).double()
-        columns.append(inside / (active.sum(1) + size - inside))
+        above, equal = values > bar, values == bar
+        covered = masks[:, concept]
+        share = equal[:, covered].sum(1).double() / equal.sum(1)
+        inside = above[:, covered].sum(1) + (size - above.sum(1)) * share
+        columns.append(inside / (2 * size - inside))
     best, which = torch.stack(columns, 1).max(1)
     return best.cpu().numpy(), which.cpu().numpy()

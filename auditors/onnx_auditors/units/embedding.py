@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import eigh
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -58,11 +57,9 @@ class Reference:
         mean = centred.mean(0)
         centred -= mean
         covariance = centred.T @ centred / len(centred)
-        size = len(covariance)
-        values, vectors = eigh(
-            covariance, subset_by_index=(max(0, size - _DIMENSIONS), size - 1), driver="evr"
-        )
-        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        solved = torch.linalg.eigh(torch.from_numpy(covariance))
+        values, vectors = (t.flip(-1)[..., :_DIMENSIONS].numpy() for t in solved)
+        values = np.maximum(values, 0)
         held = np.cumsum(values) / max(float(np.trace(covariance)), 1e-300)
         kept = min(len(values), int(np.searchsorted(held, _EXPLAINED)) + 1)
         scale = np.sqrt(values[:kept] + 1e-12 * max(values[0], 1e-300))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +61,7 @@ def measure(
         bases: Further directions; none means PCA and ICA.
         untrained_twin: Whether to measure the same graph with fresh weights too.
         max_layers: Most layers where no values are named; 0 means 12.
-        save: Keeps the pictures; without it they are made and dropped.
+        save: Keeps the pictures; without it none are made.
 
     Raises:
         InvalidConfig: A value that does not exist, is constant or not of a floating type, or a
@@ -80,6 +79,37 @@ def measure(
         untrained_twin=untrained_twin,
     )
     configs.check(config)
+    source = source_of(
+        network,
+        inputs,
+        seed=seed,
+        labels=labels,
+        concepts=concepts,
+        masks=masks,
+        embedding=embedding,
+        given=given,
+    )
+    setup = set_up(config, source)
+    partials = [passes.run(setup, *shard, lambda _: None) for shard in setup.cut(1)]
+    return section.merge(setup, partials, save)
+
+
+def source_of(
+    network: Network,
+    inputs: Array,
+    *,
+    seed: int,
+    labels: Array | None = None,
+    concepts: Array | None = None,
+    masks: Array | None = None,
+    embedding: Array | None = None,
+    given: Mapping[str, Array] | None = None,
+) -> Source:
+    """Returns probes in memory as units see them; arguments as in `measure`.
+
+    Raises:
+        ProbesDoNotFit: Arrays of the wrong shape or type, or with NaN or infinite values.
+    """
     probes = _single(inputs, "inputs")
     if probes.ndim < 2:  # noqa: PLR2004 - probes and at least one axis of theirs
         raise ProbesDoNotFit(
@@ -92,7 +122,7 @@ def measure(
         return torch.from_numpy(probes[rows]).to(network.device)
 
     shape = probes.shape[1:]
-    source = Source(
+    return Source(
         network=network,
         feed=feed,
         images=lambda rows: probes[rows],
@@ -106,15 +136,6 @@ def measure(
         embedding=None if embedding is None else _single(embedding, "embedding"),
         given={name: _single(m, f"directions for '{name}'") for name, m in (given or {}).items()},
     )
-    setup = set_up(config, source)
-    partials = [passes.run(setup, *shard, lambda _: None) for shard in setup.cut()]
-    return section.merge(setup, partials, save or _drop)
-
-
-def _drop(content: Iterable[bytes], media_type: str) -> v1.BlobRef:
-    whole = b"".join(content)
-    digest = hashlib.sha256(whole).hexdigest()
-    return v1.BlobRef(sha256=digest, size_bytes=len(whole), media_type=media_type)
 
 
 def _array(given: Array) -> npt.NDArray[np.generic]:

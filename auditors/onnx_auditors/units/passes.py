@@ -129,6 +129,7 @@ def _chunks(setup: Setup, prepared: Prepared, blocks: range) -> list[v1.UnitsPar
     concepts = Concepts.of(
         source.labels[rows] if source.labels is not None else None,
         source.concepts[rows] if source.concepts is not None else None,
+        source.seed,
     )
     masks = None
     if source.masks is not None and prepared.job.value.grid:

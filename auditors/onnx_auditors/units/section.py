@@ -56,13 +56,15 @@ class Measured:
     spreads: list[tuple[float, float, float]]
 
 
-def merge(setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact) -> v1.UnitsSection:
+def merge(
+    setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact | None
+) -> v1.UnitsSection:
     """Joins partials into the section.
 
     Args:
         setup: What all shards agree on.
         partials: Results of the shards.
-        save: Keeps the pictures.
+        save: Keeps the pictures; None makes none.
     """
     labels = setup.source.labels
     by_rank = labels[setup.order.probes] if labels is not None else None
@@ -89,10 +91,11 @@ def merge(setup: Setup, partials: Sequence[v1.UnitsPartial], save: SaveArtefact)
     )
     for found in layers:
         found.message.summary = words.summary(found.message)
-        galleries.draw(setup, found.prepared, found.tops, found.scores, found.message, save)
+        if save is not None:
+            galleries.draw(setup, found.prepared, found.tops, found.scores, found.message, save)
     section.layers.extend(found.message for found in layers)
-    depth = galleries.depth(section.layers)
-    if depth is not None:
+    depth = galleries.depth(section.layers) if save is not None else None
+    if depth is not None and save is not None:
         section.depth.CopyFrom(
             v1.UnitGallery(kind=v1.UNIT_GALLERY_KIND_CURVE, image=save([depth], sprites.PNG))
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -29,6 +29,8 @@ _MOST_ROWS, _MOST_MAP_ROWS = 256, 64
 _BLOCK_BYTES = 2**28
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 4096, 16
 _SHARDS = 8
+_KEPT_VALUES = 2**24
+"""Samples of all layers that have no more values are kept for the process's next shard."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,7 @@ class Setup:
     order: Order
     jobs: Sequence[Job]
     left_out: Sequence[str]
+    _prepared: dict[int, Prepared] = field(default_factory=dict)
 
     @property
     def top(self) -> int:
@@ -138,9 +141,13 @@ class Setup:
 
     def cut(self, shards: int = _SHARDS) -> list[tuple[list[int], range]]:
         """Returns at most so many shards: numbers of jobs, and blocks."""
-        ranges = min(self.blocks, shards)
+        # As many as there can be; of ways to have so many, the one that cuts layers least.
+        groups = max(
+            range(1, min(len(self.jobs), shards) + 1),
+            key=lambda groups: (groups * min(self.blocks, shards // groups), -groups),
+        )
+        ranges = min(self.blocks, shards // groups)
         ends = [round(i * self.blocks / ranges) for i in range(ranges + 1)]
-        groups = max(1, min(len(self.jobs), shards // ranges))
         return [
             (list(range(len(self.jobs)))[group::groups], range(ends[i], ends[i + 1]))
             for group in range(groups)
@@ -154,6 +161,8 @@ class Setup:
             InvalidConfig: The value is constant, or has fewer than two live units.
             ModelFailed: It is not finite.
         """
+        if (kept := self._prepared.get(job.number)) is not None:
+            return kept
         source, value = self.source, job.value
         found, active = calibration.sample(
             source, job.network, value, value.measured, self.order, self.step
@@ -166,7 +175,10 @@ class Setup:
             )
             after = calibration.rescaled(scale, rectified)
         standard = scale.apply(found)
-        return Prepared(job, scale, after, self._directions(job, scale, standard), standard)
+        made = Prepared(job, scale, after, self._directions(job, scale, standard), standard)
+        if standard.numel() * len(self.jobs) <= _KEPT_VALUES:
+            self._prepared[job.number] = made
+        return made
 
     def families(self, prepared: Prepared) -> list[int]:
         """Returns the families of directions whose top inputs are looked for."""

@@ -16,6 +16,7 @@ _GAP, _MARGIN = 2, 12
 _BACKGROUND, _BOX = (255, 255, 255), (255, 80, 0)
 _GREY, _COLOUR = 1, 3
 _QUALITY = 85
+_FEW_LEVELS, _MOSTLY_GREY = 16, 0.95
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -75,14 +76,13 @@ def grid(pictures: Bytes, columns: int, split: int = 0) -> Bytes:
 
 
 def encoded(canvas: Bytes) -> tuple[bytes, str]:
-    """Returns a picture as a file with its media type: PNG where it is smaller than JPEG."""
-    image = Image.fromarray(canvas)
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    image.save(png, "PNG", optimize=True)
-    image.save(jpeg, "JPEG", quality=_QUALITY)
-    if png.tell() <= jpeg.tell():
-        return png.getvalue(), PNG
-    return jpeg.getvalue(), JPEG
+    """Returns a picture as a file with its media type: PNG for few levels, JPEG for photos."""
+    file, image = io.BytesIO(), Image.fromarray(canvas)
+    if len(np.unique(canvas)) <= _FEW_LEVELS or (canvas[..., :1] == canvas).mean() > _MOSTLY_GREY:
+        image.save(file, "PNG")
+        return file.getvalue(), PNG
+    image.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue(), JPEG
 
 
 def _tile(image: Single | Floats, low: float, high: float) -> Bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import helper
 from scipy.stats import special_ortho_group
 from tests.support import graph_model
 
+from onnx_audit import v1
 from onnx_auditors.network import Network, load
 
 Floats = npt.NDArray[np.float64]
@@ -108,3 +110,49 @@ def network(
 def opened(model: onnx.ModelProto) -> Network:
     """The network of a model."""
     return load(model)
+
+
+def convolution(planted: World, mix: Floats | None = None) -> onnx.ModelProto:
+    """A network x -> "map" -> logits whose convolution sees the patches, 3 x 3 places of them."""
+    mix = np.eye(CONCEPTS) if mix is None else mix
+    kernels = np.zeros((CONCEPTS, 3, PATCH, PATCH))
+    for c, template in enumerate(planted.templates.reshape(CONCEPTS, 3, SIDE, SIDE)):
+        (top,), (left,) = (np.unique(i // PATCH * PATCH) for i in np.nonzero(template)[1:])
+        kernels[c] = template[:, top : top + PATCH, left : left + PATCH]
+    kernels -= kernels.mean((1, 2, 3), keepdims=True)
+    kernels = np.einsum("uc,cijk->uijk", mix, kernels).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["map"], strides=[PATCH, PATCH]),
+        helper.make_node("GlobalMaxPool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    return graph_model(nodes, {"x": ["n", 3, SIDE, SIDE]}, {"k": kernels}, outputs=["logits"])
+
+
+def gaussian(seed: int, units: int = 96) -> onnx.ModelProto:
+    """A network x -> fc0 -> relu -> fc1 -> relu -> logits with Gaussian weights.
+
+    A bias takes the images' mean brightness away, which would leave half of the units dead.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = (3 * SIDE * SIDE, units, units, 10)
+    weights = {
+        f"w{i}": rng.standard_normal((after, before), dtype=np.float32) * np.sqrt(2 / before)
+        for i, (before, after) in enumerate(itertools.pairwise(sizes))
+    }
+    biases = {f"b{i}": np.zeros(size) for i, size in enumerate(sizes[1:])}
+    biases["b0"] = -weights["w0"].sum(1) / 2
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"])]
+    for i, (x, y) in enumerate([("flat", "fc0"), ("fc0_relu", "fc1"), ("fc1_relu", "logits")]):
+        nodes.append(helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], [y], y, transB=1))
+        if y != "logits":
+            nodes.append(helper.make_node("Relu", [y], [f"{y}_relu"]))
+    single = {name: w.astype(np.float32) for name, w in (weights | biases).items()}
+    return graph_model(nodes, {"x": ["n", 3, SIDE, SIDE]}, single, outputs=["logits"])
+
+
+def score(section: v1.UnitsSection, kind: v1.UnitScoreKind.ValueType) -> v1.UnitScore:
+    """A score of the only layer."""
+    (layer,) = section.layers
+    (found,) = (found for found in layer.scores if found.kind == kind)
+    return found
