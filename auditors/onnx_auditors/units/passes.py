@@ -19,6 +19,7 @@ from onnx_auditors.units.source import Bools
 from onnx_auditors.units.top import Top
 
 Tell = Callable[[float], None]
+_TIES_SEED = 111
 LayerPartial = v1.UnitsPartial.LayerPartial
 _AFTER = (Family.NATURAL_AFTER, Family.RANDOM_AFTER)
 
@@ -144,14 +145,15 @@ def _chunks(setup: Setup, prepared: Prepared, blocks: range) -> list[v1.UnitsPar
             number += 1
             if number % setup.blocks not in blocks:
                 continue
+            rng = np.random.default_rng([source.seed, _TIES_SEED, family, begin])
             if concepts is not None:
                 parts = family in {Family.NATURAL, Family.RANDOM}
                 values = prepared.directions.project(prepared.sample, family, begin, end)
-                scores, best = best_auroc(values, concepts, parts=parts)
+                scores, best = best_auroc(values, concepts, rng, parts=parts)
                 chunks.append(_chunk(family, begin, v1.UNIT_SCORE_KIND_CONCEPT, scores, best))
             if masks is not None:
                 places = _places(prepared, family, begin, end)
-                scores, best = best_iou(places, masks)
+                scores, best = best_iou(places, masks, rng)
                 chunks.append(_chunk(family, begin, v1.UNIT_SCORE_KIND_IOU, scores, best))
     return chunks
 

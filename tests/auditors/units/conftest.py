@@ -12,8 +12,8 @@ from tests.auditors.units.planted import World
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    """3,000 images with planted concepts."""
-    return planted.world(3000)
+    """1,600 images with planted concepts."""
+    return planted.world(1600)
 
 
 @pytest.fixture(autouse=True)

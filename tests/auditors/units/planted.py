@@ -129,6 +129,26 @@ def convolution(planted: World, mix: Floats | None = None) -> onnx.ModelProto:
     return graph_model(nodes, {"x": ["n", 3, SIDE, SIDE]}, {"k": kernels}, outputs=["logits"])
 
 
+def deep_map() -> onnx.ModelProto:
+    """Convolutions with strides, padding and dilation, a pooling and a residual, to "map"."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "a": rng.standard_normal((3, 1, 3, 3)), "b": rng.standard_normal((3, 3, 3, 3)),
+        "c": rng.standard_normal((2, 3, 2, 2)),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h0"], pads=[1, 1, 1, 1]),
+        helper.make_node("AveragePool", ["h0"], ["h1"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["h1", "b"], ["h2"], pads=[2, 2, 2, 2], dilations=[2, 2]),
+        helper.make_node("Add", ["h1", "h2"], ["h3"]),
+        helper.make_node("Conv", ["h3", "c"], ["map"], strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    single = {name: w.astype(np.float32) for name, w in weights.items()}
+    return graph_model(nodes, {"x": ["n", 1, 20, 20]}, single, outputs=["logits"])
+
+
 def gaussian(seed: int, units: int = 96) -> onnx.ModelProto:
     """A network x -> fc0 -> relu -> fc1 -> relu -> logits with Gaussian weights.
 

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 def measured(world: World, mix: Floats | None = None, **options: Any) -> v1.UnitsSection:
     """The section of the planted network, with fewer directions than by default."""
     network = planted.opened(planted.network(world, mix, options.pop("shift", 30.0)))
-    quick = {"directions": 512, "rotations": 39, "bases": [PCA]}
+    quick = {"directions": 384, "rotations": 29, "bases": [PCA]}
     settings: dict[str, Any] = {"labels": world.labels, "values": ["fc1_relu"], **quick}
     return units.measure(network, world.images, **(settings | options))
 
@@ -140,7 +140,7 @@ def test_dead_and_near_dead_units_are_counted(world: World) -> None:
         values = network.values(torch.from_numpy(world.images), ["fc1"])["fc1"].numpy() - 30
     shift = np.full(UNITS, 30.0)
     shift[:7] = -1000
-    # Open on 3 of 3,000 probes: fewer than a top input needs.
+    # Open on 3 of 1,600 probes: fewer than a top input needs.
     shift[7:12] = -np.sort(values[:, 7:12], 0)[-4]
     (layer,) = measured(world, shift=shift).layers
     assert (layer.dead, layer.near_dead, layer.live) == (7, 5, UNITS - 12)
@@ -152,7 +152,7 @@ def test_polysemantic_units_are_told_from_the_others(world: World) -> None:
     mix = np.eye(UNITS)
     rng = np.random.default_rng(8)
     for unit in range(24):
-        mix[unit, rng.choice(np.delete(np.arange(UNITS), unit), 7, replace=False)] = 1
+        mix[unit, rng.choice(np.arange(24, UNITS), 7, replace=False)] = 1
     section = measured(world, mix)
     (layer,) = section.layers
     rows = {row.unit: row for row in layer.units}
@@ -168,7 +168,7 @@ def test_random_weights_are_at_the_null(world: World) -> None:
     """Before its nonlinearity a network with Gaussian weights is like its rotations."""
     network = planted.opened(planted.gaussian(4))
     section = units.measure(
-        network, world.images, labels=world.labels, directions=512, rotations=39, bases=[PCA]
+        network, world.images, labels=world.labels, directions=384, rotations=29, bases=[PCA]
     )
     assert [layer.value for layer in section.layers] == ["fc0_relu", "fc1_relu"]
     for layer in section.layers:
@@ -184,7 +184,7 @@ def test_shuffled_labels_are_at_the_null(world: World) -> None:
     for kind in (LABEL, CONCEPT):
         found = score(section, kind)
         assert 0.35 < found.index_auc.value < 0.65
-        assert found.p_holm > 0.01
+        assert found.verdict not in {v1.UNIT_VERDICT_MORE, v1.UNIT_VERDICT_LESS}
     assert abs(score(section, LABEL).natural_mean.value) < 0.02
     assert not section.embedding.sees_labels
     assert score(section, COHERENCE).verdict == v1.UNIT_VERDICT_MORE
@@ -213,8 +213,9 @@ def test_given_concepts_embeddings_and_directions(world: World) -> None:
     assert 0.35 < score(section, CONCEPT).index_auc.value < 0.65
 
 
-def test_masks_are_judged_by_their_overlap(world: World) -> None:
+def test_masks_are_judged_by_their_overlap() -> None:
     """Units of a map that see a concept where it is cover its mask better than random ones."""
+    world = planted.world(600)
     masks = np.zeros((len(world.images), CONCEPTS, planted.SIDE, planted.SIDE), dtype=bool)
     where = np.abs(world.templates).reshape(CONCEPTS, 3, planted.SIDE, planted.SIDE).max(1) > 0
     masks[world.concepts] = where[np.nonzero(world.concepts)[1]]
@@ -245,9 +246,9 @@ def _prepared(world: World) -> Setup:
     return set_up(config, source)
 
 
-def test_sharding_does_not_show(world: World) -> None:
+def test_sharding_does_not_show() -> None:
     """The section is the same, byte for byte, from 1, 3 and 16 shards, in any order."""
-    sections = []
+    world, sections = planted.world(1200), []
     for shards in (1, 3, 16):
         setup = _prepared(world)
         cut = setup.cut(shards)
