@@ -26,6 +26,16 @@ IMPLEMENTED: frozenset[v1.Auditor.ValueType] = frozenset(_MODULES)
 """The auditors that this version has."""
 
 
+NEED_NO_CLASSES: frozenset[v1.Auditor.ValueType] = frozenset({v1.AUDITOR_UNITS})
+"""Auditors that audit models without class scores too."""
+
+
+def need_classes(configs: v1.AuditorConfigs) -> bool:
+    """Says whether an auditor that is asked for needs a model with class scores."""
+    asked = {field.name for field, _ in configs.ListFields()}
+    return not asked <= {NAMES[kind] for kind in NEED_NO_CLASSES}
+
+
 class _Auditors(Mapping["v1.Auditor.ValueType", "Auditor[Any, Any, Any]"]):
     """Imports an auditor when it is first asked for."""
 

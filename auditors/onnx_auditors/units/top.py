@@ -99,4 +99,4 @@ def joined(parts: list[npt.NDArray[np.int64]], width: int) -> npt.NDArray[np.int
     keys = np.sort(keys, axis=1)[:, ::-1][:, :width]
     if keys.shape[1] and (keys[:, -1] == _NONE).any():
         raise ValueError("there are fewer probes than a direction should have top inputs")
-    return unpack(torch.from_numpy(np.ascontiguousarray(keys)))[1].numpy()
+    return unpack(torch.from_numpy(keys.copy()))[1].numpy()
