@@ -96,19 +96,17 @@ _UNLABELLED = v1.ReportWarning(
     ),
 )
 
-_last: list[tuple[Context, bytes, Setup]] = []
+_last: list[tuple[Context, Setup]] = []
 """What was set up last: a process does many shards of one audit."""
 
 
 def _setup(config: v1.UnitsConfig, context: Context) -> Setup:
-    key = config.SerializeToString(deterministic=True)
-    if _last and _last[0][0] is context and _last[0][1] == key:
-        return _last[0][2]
+    # A configuration with its defaults filled in sets up the same as before.
+    if _last and _last[0][0] is context and _last[0][1].config == config:
+        return _last[0][1]
     configs.check(config)
     setup = set_up(config, _source(context))
-    _last[:] = [
-        (context, key, setup),
-    ]
+    _last[:] = [(context, setup)]
     return setup
 
 
