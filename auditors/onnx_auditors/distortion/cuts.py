@@ -3,8 +3,9 @@
 Near the optimum of a targeted search some other classes tie, and the boundary has an edge there.
 Each pair keeps the linear margins to the last few classes that stood in the way, and the step is
 the nearest point in L2 that meets them all inside the box. Its dual has one multiplier for each
-half-space; they are found by coordinate ascent (Hildreth 1957, "A quadratic programming procedure")
-that starts from those of the step before, so that a few sweeps a step are enough.
+half-space. As long as the same entries are at the box's ends it is a quadratic form in them.
+Newton's method takes one form after another, from the multipliers of the step before on, and climbs
+each by coordinate ascent (Hildreth 1957, "A quadratic programming procedure").
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ SLOTS = 6
 """Half-spaces remembered per pair."""
 OLDEST = 12
 """Steps after which a half-space that was not renewed is forgotten."""
-SWEEPS = 3
+SWEEPS = 6
 NEWTON_STEPS = 2
+_LEAST_SLOPE = 1e-3
 _TINY = 1e-30
 
 
@@ -78,18 +80,36 @@ class Cuts:
     def nearest(self, beyond: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         """Returns about the shortest L2 step inside the box, `beyond` [m] all half-spaces."""
         used = self.classes >= 0
-        pull = torch.einsum("ms,msd->md", self.multipliers, self.normals)
-        for sweep in range(SWEEPS * SLOTS):
-            slot = sweep % SLOTS
-            normal, lam = self.normals[:, slot], self.multipliers[:, slot]
-            rest = pull - lam[:, None] * normal
-            for _ in range(NEWTON_STEPS):
-                wish = -(rest + lam[:, None] * normal)
-                step = torch.clamp(wish, lower, upper)
-                missing = (normal * step).sum(1) + self.needed[:, slot] + beyond
-                slope = (normal.square() * (step == wish)).sum(1)
-                grown = (lam + missing / slope.clamp_min(1e-3)).clamp_min(0)
-                lam = torch.where(used[:, slot], grown, lam)
-            self.multipliers[:, slot] = lam
-            pull = rest + lam[:, None] * normal
-        return torch.clamp(-pull, lower, upper)
+        needed = self.needed + beyond[:, None]
+        for _ in range(NEWTON_STEPS):
+            wish = -_combined(self.multipliers, self.normals)
+            step = torch.clamp(wish, lower, upper)
+            missing = (self.normals @ step[:, :, None])[:, :, 0] + needed
+            free = self.normals * (step == wish)[:, None]
+            gram = free @ self.normals.transpose(1, 2)
+            self.multipliers = _ascended(self.multipliers, missing, gram, used)
+        return torch.clamp(-_combined(self.multipliers, self.normals), lower, upper)
+
+
+def _combined(multipliers: Tensor, normals: Tensor) -> Tensor:
+    return (multipliers[:, None] @ normals)[:, 0]
+
+
+def _ascended(multipliers: Tensor, missing: Tensor, gram: Tensor, used: Tensor) -> Tensor:
+    """Returns the multipliers, none negative, that are best for the dual's quadratic form here.
+
+    Args:
+        multipliers: Where the form was taken, [m, slots].
+        missing: Its gradient there, [m, slots].
+        gram: Minus its second derivative, [m, slots, slots].
+        used: Slots that count, [m, slots].
+    """
+    inverse = used / gram.diagonal(dim1=1, dim2=2).clamp_min(_LEAST_SLOPE)
+    found = multipliers.clone()
+    for sweep in range(SWEEPS * SLOTS):
+        slot = sweep % SLOTS
+        grown = found[:, slot] + missing[:, slot] * inverse[:, slot]
+        change = grown.clamp_min(0) - found[:, slot]
+        found[:, slot] += change
+        missing = missing - change[:, None] * gram[:, :, slot]
+    return found

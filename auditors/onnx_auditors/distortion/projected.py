@@ -42,8 +42,9 @@ ANCHORED_BUDGET = 60
 ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
 """Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
-ROUND_STAGES = ((6, 5), (2, 12))
-ROUND_COST = sum(k * steps for k, steps in ROUND_STAGES) + ROUND_STAGES[-1][0] / 2
+ROUND_STAGES = ((6, 10), (2, 20))
+EDGE_STAGES = ((6, 30), (3, 40))
+"""The same where several classes stand in the way at once: following edges takes longer."""
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
@@ -128,10 +129,14 @@ class _Pairs:
 def _start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
     x = search.clip(x, rows)
     one = torch.ones_like(x[:, 0])
-    several = search.targets is not None and search.norm.name == "l2"
-    cuts = Cuts(len(x), x) if several else None
+    cuts = Cuts(len(x), x) if _several(search) else None
     normal = torch.zeros_like(x)
     return _Pairs(rows, rival, x, normal, math.inf * one, one, search.width * one, cuts)
+
+
+def _several(search: Search) -> bool:
+    """Whether several classes may stand in the way at once."""
+    return search.targets is not None and search.norm.name == "l2"
 
 
 def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> None:
@@ -268,9 +273,10 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
     Around the best point noise finds the neighbouring pieces of the boundary; around the probe it
     finds other ways.
     """
-    turn = 0
+    turn, whole = 0, EDGE_STAGES if _several(search) else ROUND_STAGES
+    cost = sum(k * steps for k, steps in whole) + whole[-1][0] / 2
     while (left := search.left(rows, budget)) >= LEAST_ROUND:
-        stages = ROUND_STAGES if left >= ROUND_COST else ((1, int(left - 1 / 2)),)
+        stages = whole if left >= cost else ((1, int(left - 1 / 2)),)
         width = stages[0][0]
         flat = rows.repeat_interleave(width)
         noise = torch.stack([search.noise(rows) for _ in range(width)], 1)
