@@ -27,6 +27,7 @@ def test_rotated_twins_are_rejected_as_often_as_the_level_says() -> None:
     """Of 200 rotated twins 2 to 8 % are rejected at 5 %, by each score and on each side."""
     world = planted.world(800)
     found: dict[tuple[int, str], list[float]] = {}
+    verdicts: list[bool] = []
     for seed in range(TWINS):
         mix = planted.rotation(2 * planted.CONCEPTS, 100 + seed)
         network = planted.opened(planted.network(world, mix))
@@ -35,10 +36,12 @@ def test_rotated_twins_are_rejected_as_often_as_the_level_says() -> None:
             score = planted.score(section, kind)
             found.setdefault((kind, "high"), []).append(score.p_rotation)
             found.setdefault((kind, "low"), []).append(score.p_rotation_low)
-            assert score.verdict not in {v1.UNIT_VERDICT_MORE, v1.UNIT_VERDICT_LESS}
+            verdicts.append(score.verdict in {v1.UNIT_VERDICT_MORE, v1.UNIT_VERDICT_LESS})
     rates = {key: float(np.mean(np.array(p) <= 0.05)) for key, p in found.items()}
-    print(rates)  # noqa: T201 - figures for whoever runs it
+    print(rates, np.mean(verdicts))  # noqa: T201 - figures for whoever runs it
     assert all(0.02 <= rate <= 0.08 for rate in rates.values()), rates
+    # Holm's level holds for each network; three scores of one are nearly one.
+    assert np.mean(verdicts) <= 0.015
 
 
 @pytest.mark.slow
