@@ -15,7 +15,7 @@ TILE = 40
 _GAP, _MARGIN = 2, 12
 _BACKGROUND, _BOX = (255, 255, 255), (255, 80, 0)
 _GREY, _COLOUR = 1, 3
-_QUALITY = 85
+_QUALITY = 60
 _FEW_LEVELS, _MOSTLY_GREY = 16, 0.95
 
 Bytes = npt.NDArray[np.uint8]
