@@ -38,6 +38,21 @@ TARGET_MODES = (
     v1.TARGET_MODE_EVERY_OTHER_CLASS,
     v1.TARGET_MODE_GIVEN,
 )
+UNITS_RANGES = (
+    ("directions", 64, 65_536),
+    ("rotations", 19, 9_999),
+    ("top", 2, 100_000),
+    ("max_probes", 1, 2**40),
+    ("max_layers", 1, 1_000),
+)
+"""Fields of `units` with the smallest and largest number that they may be."""
+BASES = (
+    v1.UNIT_BASIS_PCA,
+    v1.UNIT_BASIS_ICA,
+    v1.UNIT_BASIS_WHITENED,
+    v1.UNIT_BASIS_NONNEGATIVE,
+)
+"""The further directions that `units` offers."""
 
 
 def check(config: Message) -> None:
@@ -50,6 +65,8 @@ def check(config: Message) -> None:
         _check_distortion(config)
     if isinstance(config, v1.LipschitzConfig):
         _check_lipschitz(config)
+    if isinstance(config, v1.UnitsConfig):
+        _check_units(config)
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:
@@ -123,6 +140,21 @@ def _check_hidden(config: v1.DistortionConfig) -> None:
             f"expected at most {MOST_HIDDEN} different names, none of them empty",
             field="hidden_values",
         )
+
+
+def _check_units(config: v1.UnitsConfig) -> None:
+    for field, low, high in UNITS_RANGES:
+        value = getattr(config, field)
+        if value and not low <= value <= high:
+            raise InvalidConfig(
+                f"{value} is out of range; allowed is {low:,} to {high:,}, and 0 for the default",
+                field=field,
+            )
+    _check_list(v1.UnitBasis, config.bases, BASES, "bases", "basis")
+    for name in config.values:
+        if not name or list(config.values).count(name) > 1:
+            what = f"value '{name}' is named twice" if name else "the name of a value is empty"
+            raise InvalidConfig(what, field="values")
 
 
 def _check_list(

@@ -110,6 +110,7 @@ def open_context(
     limits: Limits | None = None,
     threads: int = _THREADS,
     head: v1.LinearHeadConfig | None = None,
+    classes: bool = True,
 ) -> Context:
     """Opens a model and a probe set for audits.
 
@@ -125,6 +126,7 @@ def open_context(
         limits: What the model may cost.
         threads: Threads on the CPU.
         head: The linear head to fit on the labelled probes; None for a model that has classes.
+        classes: Whether the model has to have classes.
 
     Raises:
         AuditError: The model or the probes cannot be used, or not together.
@@ -161,7 +163,8 @@ def open_context(
         device=torch.device(device),
         head=record,
     )
-    _check_classes(context)
+    if classes:
+        _check_classes(context)
     return context
 
 

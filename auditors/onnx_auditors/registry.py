@@ -10,6 +10,7 @@ from onnx_audit import v1
 from onnx_auditors.auditor import Auditor
 
 _MODULES: dict[v1.Auditor.ValueType, tuple[str, str]] = {
+    v1.AUDITOR_UNITS: ("onnx_auditors.units.auditor", "UnitsAuditor"),
     v1.AUDITOR_DISTORTION: ("onnx_auditors.distortion.auditor", "DistortionAuditor"),
     v1.AUDITOR_LIPSCHITZ: ("onnx_auditors.lipschitz.auditor", "LipschitzAuditor"),
 }
@@ -24,6 +25,16 @@ NAMES: dict[v1.Auditor.ValueType, str] = {
 
 IMPLEMENTED: frozenset[v1.Auditor.ValueType] = frozenset(_MODULES)
 """The auditors that this version has."""
+
+
+NEED_NO_CLASSES: frozenset[v1.Auditor.ValueType] = frozenset({v1.AUDITOR_UNITS})
+"""Auditors that audit models without class scores too."""
+
+
+def need_classes(configs: v1.AuditorConfigs) -> bool:
+    """Says whether an auditor that is asked for needs a model with class scores."""
+    asked = {field.name for field, _ in configs.ListFields()}
+    return not asked <= {NAMES[kind] for kind in NEED_NO_CLASSES}
 
 
 class _Auditors(Mapping["v1.Auditor.ValueType", "Auditor[Any, Any, Any]"]):

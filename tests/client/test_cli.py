@@ -232,6 +232,21 @@ def test_config_file_and_options_join(
     assert chosen == v1.AuditorConfigs(distortion=linf, units=v1.UnitsConfig())
 
 
+def test_options_of_units(ready: FakeService, address: str, files: tuple[Path, Path]) -> None:
+    """They reach the request where units runs, and are refused where it does not."""
+    options = ("--unit-values", "fc1,fc2", "--unit-bases", "ica,whitened", "--unit-rotations", 29)
+    run_audit(address, files, "--auditors", "units", *options, "--untrained-twin")
+    assert ready.audits["audits/1"].auditors.units == v1.UnitsConfig(
+        values=["fc1", "fc2"],
+        bases=[v1.UNIT_BASIS_ICA, v1.UNIT_BASIS_WHITENED],
+        rotations=29,
+        untrained_twin=True,
+    )
+    result = run_audit(address, files, *options)
+    assert result.exit_code == 2
+    assert "--unit-values is a setting of units, which does not run" in result.stderr
+
+
 def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Path, Path]) -> None:
     """Norms, targets, methods and budgets by name reach the request."""
     config = files[0].parent / "audit.yaml"

@@ -146,6 +146,30 @@ def test_the_digest_can_be_checked_by_hand(tmp_path: Path) -> None:
     assert digests[0] in shown.stdout
 
 
+def test_units_of_a_real_model(tmp_path: Path) -> None:
+    """Units through a service of its own: figures, and pictures that open, of the right type."""
+    data = np.load(shared_data() / "mnist_test_1000.npz")
+    np.savez(tmp_path / "probes.npz", inputs=data["images"][:300], labels=data["labels"][:300])
+    model = shared_data() / "models" / "mnist_convnet_maxpool.onnx"
+    few = ("--unit-directions", "64", "--unit-rotations", "19", "--unit-bases", "pca")
+    options = ("--probes", "probes.npz", "--auditors", "units", *few)
+    result = onnx_audit("run", model, *options, cwd=tmp_path)
+    assert "live units of 32" in result.stdout
+    folder = tmp_path / "onnx-audit-report"
+    (layer,) = read_report(folder)["units"]["layers"]
+    assert [score["kind"] for score in layer["scores"]] == [
+        "UNIT_SCORE_KIND_LABEL",
+        "UNIT_SCORE_KIND_CONCEPT",
+        "UNIT_SCORE_KIND_COHERENCE",
+    ]
+    pictures = sorted((folder / "units").rglob("*.*"))
+    assert len(pictures) == len(layer["galleries"])
+    for picture in pictures:
+        with Image.open(picture) as image:
+            image.load()
+            assert {"PNG": ".png", "JPEG": ".jpg"}[str(image.format)] == picture.suffix
+
+
 def test_exit_statuses(tmp_path: Path) -> None:
     """2 for what the user can mend, 3 for what the service refuses."""
     models.save(models.mlp(), tmp_path / "model.onnx")

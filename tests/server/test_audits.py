@@ -250,7 +250,7 @@ def test_the_auditors_that_are_not_there_say_so(
     """Asking for one that is there and one that is not starts nothing."""
     before = len(list(client.audits()))
     with pytest.raises(Unimplemented):
-        client.audit(model, probe_set, auditors=("distortion", "units"))
+        client.audit(model, probe_set, auditors=("distortion", "transfer"))
     assert len(list(client.audits())) == before
 
 

@@ -224,7 +224,7 @@ def test_a_request_id_with_another_request(
     assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
-@pytest.mark.parametrize("auditor", ["units", "transfer"])
+@pytest.mark.parametrize("auditor", ["transfer"])
 def test_auditors_that_are_not_offered(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, auditor: str
 ) -> None:

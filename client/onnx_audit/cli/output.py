@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from google.protobuf import json_format
@@ -16,6 +17,8 @@ from onnx_audit import v1
 from onnx_audit.cli.figures import norm_name
 from onnx_audit.client import Client
 from onnx_audit.errors import ConfigError
+
+_ENDINGS: Final = {"image/png": "png", "image/jpeg": "jpg"}
 
 
 def people(*, json_output: bool) -> Console:
@@ -67,7 +70,27 @@ def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
     if report.lipschitz.artefact.sha256:
         target = folder / "lipschitz.safetensors"
         written.append(client.download(report.lipschitz.artefact, target))
+    return written + _write_galleries(client, report.units, folder)
+
+
+def _write_galleries(client: Client, section: v1.UnitsSection, folder: Path) -> list[Path]:
+    """Writes the pictures of units, a folder for each layer."""
+    written = []
+    for number, layer in enumerate(section.layers):
+        place = folder / "units" / f"{number:02}-{_file_name(layer.value)}"
+        for count, gallery in enumerate(layer.galleries):
+            kind = v1.UnitGalleryKind.Name(gallery.kind).removeprefix("UNIT_GALLERY_KIND_").lower()
+            place.mkdir(parents=True, exist_ok=True)
+            target = place / f"{count}-{kind}.{_ENDINGS[gallery.image.media_type]}"
+            written.append(client.download(gallery.image, target))
+    if section.depth.image.sha256:
+        written.append(client.download(section.depth.image, folder / "units" / "depth.png"))
     return written
+
+
+def _file_name(value: str) -> str:
+    """A value's name as a part of a path; names in graphs may hold anything."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", value)[:60]
 
 
 def read_report(path: Path) -> v1.Report:

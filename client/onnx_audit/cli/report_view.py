@@ -20,6 +20,7 @@ from onnx_audit.cli.figures import (
 from onnx_audit.cli.head_options import config_text
 from onnx_audit.cli.lipschitz_view import print_lipschitz
 from onnx_audit.cli.tables import print_section, print_table
+from onnx_audit.cli.units_view import print_units
 
 
 def print_report(console: Console, report: v1.Report) -> None:
@@ -37,7 +38,7 @@ def print_report(console: Console, report: v1.Report) -> None:
     if report.HasField("transfer"):
         _print_transfer(console, report.transfer)
     if report.HasField("units"):
-        _print_units(console, report.units)
+        print_units(console, report.units)
     print_section(console, "Provenance", _provenance(report))
 
 
@@ -124,29 +125,6 @@ def _print_transfer(console: Console, section: v1.TransferSection) -> None:
                 estimate_text(cell.noise_error_rate),
             )
             for cell in section.cells
-        ),
-    )
-
-
-def _print_units(console: Console, section: v1.UnitsSection) -> None:
-    def kind(score: v1.UnitScore) -> str:
-        return v1.UnitScoreKind.Name(score.kind).removeprefix("UNIT_SCORE_KIND_").lower()
-
-    print_table(
-        console,
-        "\n[bold]Units against random directions[/] (0.5 is no distinction)",
-        ("value", "units", "dead", "score", "index", "p (rotation)"),
-        (
-            (
-                layer.value,
-                str(layer.dimension),
-                str(layer.dead),
-                kind(score),
-                estimate_text(score.index_auc),
-                number(score.p_rotation),
-            )
-            for layer in section.layers
-            for score in layer.scores
         ),
     )
 

@@ -18,6 +18,7 @@ from onnx_audit.cli.head_options import head_options
 from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
 from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
+from onnx_audit.cli.units_options import apply_units, units_options
 from onnx_audit.client import Client
 from onnx_audit.configs import load_auditor_configs
 from onnx_audit.errors import FailedPrecondition
@@ -44,6 +45,7 @@ EXIT_BY_VERDICT: Final = {
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --target-mode least-likely\n"
         "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
         "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --auditors units\n"
         "  onnx-audit run autoencoder.onnx --probes probes.npz --box 0,1 --head auto\n"
         "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
         "      --server audits.example.org:50051 --timeout 2h"
@@ -74,6 +76,7 @@ EXIT_BY_VERDICT: Final = {
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of every random draw.")
 @distortion_options
+@units_options
 @spec_options
 @head_options
 @click.option(
@@ -84,7 +87,8 @@ EXIT_BY_VERDICT: Final = {
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     default=DEFAULT_OUT,
-    help="Folder for report.json, the adversarial examples and the training sets made of them.",
+    help="Folder for report.json, the adversarial examples, the training sets made of them and the "
+    "pictures of units.",
 )
 @connection_options
 @click.option("--json", "json_output", is_flag=True, help="Print the report as JSON, nothing else.")
@@ -98,6 +102,7 @@ def run(
     config_path: Path | None,
     seed: int,
     distortion: v1.DistortionConfig,
+    units: v1.UnitsConfig,
     spec: v1.InputSpec,
     linear_head: v1.LinearHeadConfig | None,
     timeout: float | None,
@@ -111,7 +116,7 @@ def run(
     (probe - mean) / std in its own layout. What these options leave out is worked out where it is
     safe to, and said; where it is not, the audit is refused with the options to add.
     """
-    configs = chosen_configs(auditors, config_path, distortion)
+    configs = chosen_configs(auditors, config_path, distortion, units)
     external_locations(model)  # says at once whether it is ONNX
     probes = load_probes(probes_path)
     console = people(json_output=json_output)
@@ -141,7 +146,10 @@ def run(
 
 
 def chosen_configs(
-    auditors: str | None, config: Path | None, distortion: v1.DistortionConfig
+    auditors: str | None,
+    config: Path | None,
+    distortion: v1.DistortionConfig,
+    units: v1.UnitsConfig,
 ) -> v1.AuditorConfigs:
     """The auditors to run with their settings; options stand in for values of the file.
 
@@ -159,6 +167,7 @@ def chosen_configs(
     if not configs.ListFields():
         configs = auditor_configs(["distortion"])
     apply(distortion, configs)
+    apply_units(units, configs)
     return configs
 
 

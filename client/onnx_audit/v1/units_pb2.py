@@ -25,25 +25,49 @@ _sym_db = _symbol_database.Default()
 from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/units.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"D\n\x0bUnitsConfig\x12\x0e\n\x06values\x18\x01 \x03(\t\x12\x12\n\ndirections\x18\x02 \x01(\x05\x12\x11\n\trotations\x18\x03 \x01(\x05\"\xf7\x01\n\tUnitScore\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.onnx_audit.v1.UnitScoreKind\x12*\n\tindex_auc\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12-\n\x0cnatural_mean\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12,\n\x0brandom_mean\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\t\n\x01z\x18\x05 \x01(\x01\x12\x12\n\np_rotation\x18\x06 \x01(\x01\x12\x16\n\x0ep_rotation_low\x18\x07 \x01(\x01\"/\n\x13\x43onnectivityMeasure\x12\r\n\x05value\x18\x01 \x01(\x01\x12\t\n\x01z\x18\x02 \x01(\x01\"\xe7\x01\n\x0c\x43onnectivity\x12\x30\n\x04gini\x18\x01 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12\x31\n\x05hoyer\x18\x02 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12;\n\x0f\x66\x61n_in_fraction\x18\x03 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12\x35\n\tbelow_eps\x18\x04 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\"\x99\x01\n\nUnitsLayer\x12\r\n\x05value\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x65\x61\x64\x18\x03 \x01(\x03\x12(\n\x06scores\x18\x04 \x03(\x0b\x32\x18.onnx_audit.v1.UnitScore\x12\x31\n\x0c\x63onnectivity\x18\x05 \x01(\x0b\x32\x1b.onnx_audit.v1.Connectivity\"e\n\x0cUnitsSection\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.onnx_audit.v1.UnitsConfig\x12)\n\x06layers\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.UnitsLayer*\x87\x01\n\rUnitScoreKind\x12\x1f\n\x1bUNIT_SCORE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15UNIT_SCORE_KIND_LABEL\x10\x01\x12\x1b\n\x17UNIT_SCORE_KIND_CONCEPT\x10\x02\x12\x1d\n\x19UNIT_SCORE_KIND_COHERENCE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/units.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\"\xba\x01\n\x0bUnitsConfig\x12\x0e\n\x06values\x18\x01 \x03(\t\x12\x12\n\ndirections\x18\x02 \x01(\x05\x12\x11\n\trotations\x18\x03 \x01(\x05\x12\x0b\n\x03top\x18\x04 \x01(\x05\x12\x12\n\nmax_probes\x18\x05 \x01(\x03\x12\x12\n\nmax_layers\x18\x06 \x01(\x05\x12\'\n\x05\x62\x61ses\x18\x07 \x03(\x0e\x32\x18.onnx_audit.v1.UnitBasis\x12\x16\n\x0euntrained_twin\x18\x08 \x01(\x08\"\xfa\x05\n\tUnitScore\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.onnx_audit.v1.UnitScoreKind\x12*\n\tindex_auc\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12-\n\x0cnatural_mean\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12,\n\x0brandom_mean\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\t\n\x01z\x18\x05 \x01(\x01\x12\x12\n\np_rotation\x18\x06 \x01(\x01\x12\x16\n\x0ep_rotation_low\x18\x07 \x01(\x01\x12\x14\n\x0c\x63liffs_delta\x18\x08 \x01(\x01\x12\x0b\n\x03top\x18\t \x01(\x03\x12.\n\rrotated_index\x18\n \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x0e\n\x06p_holm\x18\x0b \x01(\x01\x12+\n\x07verdict\x18\x0c \x01(\x0e\x32\x1a.onnx_audit.v1.UnitVerdict\x12\x18\n\x10probes_to_decide\x18\r \x01(\x03\x12/\n\x0cindex_by_top\x18\x0e \x03(\x0b\x32\x19.onnx_audit.v1.CurvePoint\x12\x30\n\x0fpermuted_labels\x18\x0f \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12.\n\rpermuted_mean\x18\x10 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x1a\n\x12units_above_random\x18\x11 \x01(\x03\x12/\n\thistogram\x18\x12 \x01(\x0b\x32\x1c.onnx_audit.v1.UnitHistogram\x12\x30\n\x0f\x61\x66ter_rectifier\x18\x13 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12*\n\tuntrained\x18\x14 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x19\n\x11\x64istinct_concepts\x18\x15 \x01(\x03\"m\n\rUnitHistogram\x12\r\n\x05\x65\x64ges\x18\x01 \x03(\x01\x12\x0f\n\x07natural\x18\x02 \x03(\x01\x12\x0e\n\x06random\x18\x03 \x03(\x01\x12\x15\n\rrotated_lower\x18\x04 \x03(\x01\x12\x15\n\rrotated_upper\x18\x05 \x03(\x01\"\x9a\x01\n\x07UnitRow\x12\x0c\n\x04unit\x18\x01 \x01(\x03\x12\x0f\n\x07\x66lipped\x18\x02 \x01(\x08\x12\r\n\x05score\x18\x03 \x03(\x01\x12\t\n\x01p\x18\x04 \x03(\x01\x12\t\n\x01q\x18\x05 \x03(\x01\x12\x14\n\x07\x63oncept\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\ntop_probes\x18\x07 \x03(\x03\x12\x15\n\rtop_positions\x18\x08 \x03(\x03\x42\n\n\x08_concept\"\x7f\n\x0fUnitBasisScores\x12\'\n\x05\x62\x61sis\x18\x01 \x01(\x0e\x32\x18.onnx_audit.v1.UnitBasis\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x65scriptive\x18\x03 \x01(\x08\x12\x11\n\tindex_auc\x18\x04 \x03(\x01\x12\x0c\n\x04mean\x18\x05 \x03(\x01\"R\n\x13\x43onnectivityMeasure\x12\r\n\x05value\x18\x01 \x01(\x01\x12\t\n\x01z\x18\x02 \x01(\x01\x12\x10\n\x08gaussian\x18\x03 \x01(\x01\x12\x0f\n\x07uniform\x18\x04 \x01(\x01\"\x94\x02\n\x0c\x43onnectivity\x12\x30\n\x04gini\x18\x01 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12\x31\n\x05hoyer\x18\x02 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12;\n\x0f\x66\x61n_in_fraction\x18\x03 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12\x35\n\tbelow_eps\x18\x04 \x01(\x0b\x32\".onnx_audit.v1.ConnectivityMeasure\x12\r\n\x05value\x18\x05 \x01(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\x12\x0e\n\x06\x66\x61n_in\x18\x07 \x01(\x03\"q\n\x0bUnitGallery\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.onnx_audit.v1.UnitGalleryKind\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\x12\r\n\x05order\x18\x03 \x03(\x03\"\xd1\x03\n\nUnitsLayer\x12\r\n\x05value\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x65\x61\x64\x18\x03 \x01(\x03\x12(\n\x06scores\x18\x04 \x03(\x0b\x32\x18.onnx_audit.v1.UnitScore\x12\x31\n\x0c\x63onnectivity\x18\x05 \x01(\x0b\x32\x1b.onnx_audit.v1.Connectivity\x12\x16\n\x0emeasured_value\x18\x06 \x01(\t\x12\x0c\n\x04live\x18\x07 \x01(\x03\x12\x11\n\tnear_dead\x18\x08 \x01(\x03\x12\x0f\n\x07plateau\x18\t \x01(\x03\x12\x11\n\tpositions\x18\n \x01(\x03\x12\x15\n\rrotation_rows\x18\x0b \x01(\x03\x12\x0f\n\x07summary\x18\x0c \x01(\t\x12%\n\x05units\x18\r \x03(\x0b\x32\x16.onnx_audit.v1.UnitRow\x12-\n\x05\x62\x61ses\x18\x0e \x03(\x0b\x32\x1e.onnx_audit.v1.UnitBasisScores\x12,\n\x07reading\x18\x0f \x01(\x0b\x32\x1b.onnx_audit.v1.Connectivity\x12-\n\tgalleries\x18\x10 \x03(\x0b\x32\x1a.onnx_audit.v1.UnitGallery\"\x8f\x01\n\rUnitEmbedding\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\x03\x12\x31\n\x10neighbours_agree\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x18\n\x0bsees_labels\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0e\n\x0c_sees_labels\"\x81\x02\n\x0cUnitsSection\x12*\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1a.onnx_audit.v1.UnitsConfig\x12)\n\x06layers\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.UnitsLayer\x12\x13\n\x0bprobe_count\x18\x03 \x01(\x03\x12\x17\n\x0fnear_duplicates\x18\x04 \x01(\x03\x12\x10\n\x08left_out\x18\x05 \x03(\t\x12/\n\tembedding\x18\x06 \x01(\x0b\x32\x1c.onnx_audit.v1.UnitEmbedding\x12)\n\x05\x64\x65pth\x18\x07 \x01(\x0b\x32\x1a.onnx_audit.v1.UnitGallery\"\xca\x03\n\x0cUnitsPartial\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\x12\x38\n\x06layers\x18\x03 \x03(\x0b\x32(.onnx_audit.v1.UnitsPartial.LayerPartial\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0c\x1a\x9d\x01\n\x0cLayerPartial\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x34\n\x04tops\x18\x02 \x03(\x0b\x32&.onnx_audit.v1.UnitsPartial.TopPartial\x12\x38\n\x06\x63hunks\x18\x03 \x03(\x0b\x32(.onnx_audit.v1.UnitsPartial.ChunkPartial\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x0c\x1a\x39\n\nTopPartial\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\x05\x12\x0c\n\x04keys\x18\x02 \x01(\x0c\x12\r\n\x05width\x18\x03 \x01(\x05\x1aw\n\x0c\x43hunkPartial\x12\x0e\n\x06\x66\x61mily\x18\x01 \x01(\x05\x12\r\n\x05\x62\x65gin\x18\x02 \x01(\x03\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.onnx_audit.v1.UnitScoreKind\x12\x0e\n\x06scores\x18\x04 \x01(\x0c\x12\x0c\n\x04\x62\x65st\x18\x05 \x01(\x0c*\x9a\x01\n\tUnitBasis\x12\x1a\n\x16UNIT_BASIS_UNSPECIFIED\x10\x00\x12\x12\n\x0eUNIT_BASIS_PCA\x10\x01\x12\x12\n\x0eUNIT_BASIS_ICA\x10\x02\x12\x17\n\x13UNIT_BASIS_WHITENED\x10\x03\x12\x1a\n\x16UNIT_BASIS_NONNEGATIVE\x10\x04\x12\x14\n\x10UNIT_BASIS_GIVEN\x10\x05*\xa0\x01\n\rUnitScoreKind\x12\x1f\n\x1bUNIT_SCORE_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15UNIT_SCORE_KIND_LABEL\x10\x01\x12\x1b\n\x17UNIT_SCORE_KIND_CONCEPT\x10\x02\x12\x1d\n\x19UNIT_SCORE_KIND_COHERENCE\x10\x03\x12\x17\n\x13UNIT_SCORE_KIND_IOU\x10\x04*\x96\x01\n\x0bUnitVerdict\x12\x1c\n\x18UNIT_VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11UNIT_VERDICT_MORE\x10\x01\x12\x1f\n\x1bUNIT_VERDICT_NO_DISTINCTION\x10\x02\x12\x15\n\x11UNIT_VERDICT_LESS\x10\x03\x12\x1a\n\x16UNIT_VERDICT_UNDECIDED\x10\x04*\x86\x02\n\x0fUnitGalleryKind\x12!\n\x1dUNIT_GALLERY_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17UNIT_GALLERY_KIND_PAIRS\x10\x01\x12\x1b\n\x17UNIT_GALLERY_KIND_BLIND\x10\x02\x12\x1c\n\x18UNIT_GALLERY_KIND_STRIPS\x10\x03\x12\x1d\n\x19UNIT_GALLERY_KIND_FILTERS\x10\x04\x12\x1f\n\x1bUNIT_GALLERY_KIND_HISTOGRAM\x10\x05\x12\x1b\n\x17UNIT_GALLERY_KIND_CURVE\x10\x06\x12\x1b\n\x17UNIT_GALLERY_KIND_UNITS\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.units_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UNITSCOREKIND']._serialized_start=937
-  _globals['_UNITSCOREKIND']._serialized_end=1072
-  _globals['_UNITSCONFIG']._serialized_start=74
-  _globals['_UNITSCONFIG']._serialized_end=142
-  _globals['_UNITSCORE']._serialized_start=145
-  _globals['_UNITSCORE']._serialized_end=392
-  _globals['_CONNECTIVITYMEASURE']._serialized_start=394
-  _globals['_CONNECTIVITYMEASURE']._serialized_end=441
-  _globals['_CONNECTIVITY']._serialized_start=444
-  _globals['_CONNECTIVITY']._serialized_end=675
-  _globals['_UNITSLAYER']._serialized_start=678
-  _globals['_UNITSLAYER']._serialized_end=831
-  _globals['_UNITSSECTION']._serialized_start=833
-  _globals['_UNITSSECTION']._serialized_end=934
+  _globals['_UNITBASIS']._serialized_start=3239
+  _globals['_UNITBASIS']._serialized_end=3393
+  _globals['_UNITSCOREKIND']._serialized_start=3396
+  _globals['_UNITSCOREKIND']._serialized_end=3556
+  _globals['_UNITVERDICT']._serialized_start=3559
+  _globals['_UNITVERDICT']._serialized_end=3709
+  _globals['_UNITGALLERYKIND']._serialized_start=3712
+  _globals['_UNITGALLERYKIND']._serialized_end=3974
+  _globals['_UNITSCONFIG']._serialized_start=75
+  _globals['_UNITSCONFIG']._serialized_end=261
+  _globals['_UNITSCORE']._serialized_start=264
+  _globals['_UNITSCORE']._serialized_end=1026
+  _globals['_UNITHISTOGRAM']._serialized_start=1028
+  _globals['_UNITHISTOGRAM']._serialized_end=1137
+  _globals['_UNITROW']._serialized_start=1140
+  _globals['_UNITROW']._serialized_end=1294
+  _globals['_UNITBASISSCORES']._serialized_start=1296
+  _globals['_UNITBASISSCORES']._serialized_end=1423
+  _globals['_CONNECTIVITYMEASURE']._serialized_start=1425
+  _globals['_CONNECTIVITYMEASURE']._serialized_end=1507
+  _globals['_CONNECTIVITY']._serialized_start=1510
+  _globals['_CONNECTIVITY']._serialized_end=1786
+  _globals['_UNITGALLERY']._serialized_start=1788
+  _globals['_UNITGALLERY']._serialized_end=1901
+  _globals['_UNITSLAYER']._serialized_start=1904
+  _globals['_UNITSLAYER']._serialized_end=2369
+  _globals['_UNITEMBEDDING']._serialized_start=2372
+  _globals['_UNITEMBEDDING']._serialized_end=2515
+  _globals['_UNITSSECTION']._serialized_start=2518
+  _globals['_UNITSSECTION']._serialized_end=2775
+  _globals['_UNITSPARTIAL']._serialized_start=2778
+  _globals['_UNITSPARTIAL']._serialized_end=3236
+  _globals['_UNITSPARTIAL_LAYERPARTIAL']._serialized_start=2899
+  _globals['_UNITSPARTIAL_LAYERPARTIAL']._serialized_end=3056
+  _globals['_UNITSPARTIAL_TOPPARTIAL']._serialized_start=3058
+  _globals['_UNITSPARTIAL_TOPPARTIAL']._serialized_end=3115
+  _globals['_UNITSPARTIAL_CHUNKPARTIAL']._serialized_start=3117
+  _globals['_UNITSPARTIAL_CHUNKPARTIAL']._serialized_end=3236
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,46 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _UnitBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnitBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNIT_BASIS_UNSPECIFIED: _UnitBasis.ValueType  # 0
+    """Not used."""
+    UNIT_BASIS_PCA: _UnitBasis.ValueType  # 1
+    """Principal components of the standardised units."""
+    UNIT_BASIS_ICA: _UnitBasis.ValueType  # 2
+    """Independent components (FastICA) of the standardised units."""
+    UNIT_BASIS_WHITENED: _UnitBasis.ValueType  # 3
+    """Random directions in the whitened space. Descriptive: they look meaningful in untrained networks
+    too.
+    """
+    UNIT_BASIS_NONNEGATIVE: _UnitBasis.ValueType  # 4
+    """Random directions with no negative entry. Descriptive: all of them see the common part."""
+    UNIT_BASIS_GIVEN: _UnitBasis.ValueType  # 5
+    """Directions that the user gives."""
+
+class UnitBasis(_UnitBasis, metaclass=_UnitBasisEnumTypeWrapper):
+    """Directions beside the units."""
+
+UNIT_BASIS_UNSPECIFIED: UnitBasis.ValueType  # 0
+"""Not used."""
+UNIT_BASIS_PCA: UnitBasis.ValueType  # 1
+"""Principal components of the standardised units."""
+UNIT_BASIS_ICA: UnitBasis.ValueType  # 2
+"""Independent components (FastICA) of the standardised units."""
+UNIT_BASIS_WHITENED: UnitBasis.ValueType  # 3
+"""Random directions in the whitened space. Descriptive: they look meaningful in untrained networks
+too.
+"""
+UNIT_BASIS_NONNEGATIVE: UnitBasis.ValueType  # 4
+"""Random directions with no negative entry. Descriptive: all of them see the common part."""
+UNIT_BASIS_GIVEN: UnitBasis.ValueType  # 5
+"""Directions that the user gives."""
+Global___UnitBasis: _TypeAlias = UnitBasis  # noqa: Y015
+
 class _UnitScoreKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -29,11 +69,17 @@ class _UnitScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitSco
     UNIT_SCORE_KIND_UNSPECIFIED: _UnitScoreKind.ValueType  # 0
     """Not used."""
     UNIT_SCORE_KIND_LABEL: _UnitScoreKind.ValueType  # 1
-    """Their labels agree."""
+    """Their labels agree: the share of pairs of top inputs with the same label, 0 at chance and 1
+    where all agree.
+    """
     UNIT_SCORE_KIND_CONCEPT: _UnitScoreKind.ValueType  # 2
-    """They share a concept."""
+    """A label or a given concept is told from the rest: 2 AUROC - 1 of the best one."""
     UNIT_SCORE_KIND_COHERENCE: _UnitScoreKind.ValueType  # 3
-    """They lie close together in a reference embedding."""
+    """They lie close together in a reference embedding: mean cosine of pairs, 0 for random pairs."""
+    UNIT_SCORE_KIND_IOU: _UnitScoreKind.ValueType  # 4
+    """The places with the largest values cover the pixels of a given concept: best intersection over
+    union.
+    """
 
 class UnitScoreKind(_UnitScoreKind, metaclass=_UnitScoreKindEnumTypeWrapper):
     """What makes the top inputs of a direction alike."""
@@ -41,12 +87,98 @@ class UnitScoreKind(_UnitScoreKind, metaclass=_UnitScoreKindEnumTypeWrapper):
 UNIT_SCORE_KIND_UNSPECIFIED: UnitScoreKind.ValueType  # 0
 """Not used."""
 UNIT_SCORE_KIND_LABEL: UnitScoreKind.ValueType  # 1
-"""Their labels agree."""
+"""Their labels agree: the share of pairs of top inputs with the same label, 0 at chance and 1
+where all agree.
+"""
 UNIT_SCORE_KIND_CONCEPT: UnitScoreKind.ValueType  # 2
-"""They share a concept."""
+"""A label or a given concept is told from the rest: 2 AUROC - 1 of the best one."""
 UNIT_SCORE_KIND_COHERENCE: UnitScoreKind.ValueType  # 3
-"""They lie close together in a reference embedding."""
+"""They lie close together in a reference embedding: mean cosine of pairs, 0 for random pairs."""
+UNIT_SCORE_KIND_IOU: UnitScoreKind.ValueType  # 4
+"""The places with the largest values cover the pixels of a given concept: best intersection over
+union.
+"""
 Global___UnitScoreKind: _TypeAlias = UnitScoreKind  # noqa: Y015
+
+class _UnitVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnitVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNIT_VERDICT_UNSPECIFIED: _UnitVerdict.ValueType  # 0
+    """Not used."""
+    UNIT_VERDICT_MORE: _UnitVerdict.ValueType  # 1
+    """Units are more meaningful than random directions: Holm's p below 0.01, index at least 0.6."""
+    UNIT_VERDICT_NO_DISTINCTION: _UnitVerdict.ValueType  # 2
+    """No distinction (the claim of Szegedy et al. 2013): the index is inside (0.4, 0.6) with its whole
+    95 % interval for probes and basis together.
+    """
+    UNIT_VERDICT_LESS: _UnitVerdict.ValueType  # 3
+    """Units are less meaningful: Holm's p below 0.01, index at most 0.4."""
+    UNIT_VERDICT_UNDECIDED: _UnitVerdict.ValueType  # 4
+    """None of these."""
+
+class UnitVerdict(_UnitVerdict, metaclass=_UnitVerdictEnumTypeWrapper):
+    """What a score says of a layer."""
+
+UNIT_VERDICT_UNSPECIFIED: UnitVerdict.ValueType  # 0
+"""Not used."""
+UNIT_VERDICT_MORE: UnitVerdict.ValueType  # 1
+"""Units are more meaningful than random directions: Holm's p below 0.01, index at least 0.6."""
+UNIT_VERDICT_NO_DISTINCTION: UnitVerdict.ValueType  # 2
+"""No distinction (the claim of Szegedy et al. 2013): the index is inside (0.4, 0.6) with its whole
+95 % interval for probes and basis together.
+"""
+UNIT_VERDICT_LESS: UnitVerdict.ValueType  # 3
+"""Units are less meaningful: Holm's p below 0.01, index at most 0.4."""
+UNIT_VERDICT_UNDECIDED: UnitVerdict.ValueType  # 4
+"""None of these."""
+Global___UnitVerdict: _TypeAlias = UnitVerdict  # noqa: Y015
+
+class _UnitGalleryKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnitGalleryKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitGalleryKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNIT_GALLERY_KIND_UNSPECIFIED: _UnitGalleryKind.ValueType  # 0
+    """Not used."""
+    UNIT_GALLERY_KIND_PAIRS: _UnitGalleryKind.ValueType  # 1
+    """Rows of units (left) and random directions (right) at the same quantiles of the score."""
+    UNIT_GALLERY_KIND_BLIND: _UnitGalleryKind.ValueType  # 2
+    """The same rows in random order, unlabelled, for a blind look; `order` has the answer."""
+    UNIT_GALLERY_KIND_STRIPS: _UnitGalleryKind.ValueType  # 3
+    """The best units' inputs from the top 9, the top 1 % and the top 5 %."""
+    UNIT_GALLERY_KIND_FILTERS: _UnitGalleryKind.ValueType  # 4
+    """Weights of the first layer as images."""
+    UNIT_GALLERY_KIND_HISTOGRAM: _UnitGalleryKind.ValueType  # 5
+    """Histogram of a score with the band of rotations."""
+    UNIT_GALLERY_KIND_CURVE: _UnitGalleryKind.ValueType  # 6
+    """Index over the number of top inputs."""
+    UNIT_GALLERY_KIND_UNITS: _UnitGalleryKind.ValueType  # 7
+    """Top nine inputs of the first 64 units of the table, in its order."""
+
+class UnitGalleryKind(_UnitGalleryKind, metaclass=_UnitGalleryKindEnumTypeWrapper):
+    """What a gallery shows."""
+
+UNIT_GALLERY_KIND_UNSPECIFIED: UnitGalleryKind.ValueType  # 0
+"""Not used."""
+UNIT_GALLERY_KIND_PAIRS: UnitGalleryKind.ValueType  # 1
+"""Rows of units (left) and random directions (right) at the same quantiles of the score."""
+UNIT_GALLERY_KIND_BLIND: UnitGalleryKind.ValueType  # 2
+"""The same rows in random order, unlabelled, for a blind look; `order` has the answer."""
+UNIT_GALLERY_KIND_STRIPS: UnitGalleryKind.ValueType  # 3
+"""The best units' inputs from the top 9, the top 1 % and the top 5 %."""
+UNIT_GALLERY_KIND_FILTERS: UnitGalleryKind.ValueType  # 4
+"""Weights of the first layer as images."""
+UNIT_GALLERY_KIND_HISTOGRAM: UnitGalleryKind.ValueType  # 5
+"""Histogram of a score with the band of rotations."""
+UNIT_GALLERY_KIND_CURVE: UnitGalleryKind.ValueType  # 6
+"""Index over the number of top inputs."""
+UNIT_GALLERY_KIND_UNITS: UnitGalleryKind.ValueType  # 7
+"""Top nine inputs of the first 64 units of the table, in its order."""
+Global___UnitGalleryKind: _TypeAlias = UnitGalleryKind  # noqa: Y015
 
 @_typing.final
 class UnitsConfig(_message.Message):
@@ -57,13 +189,30 @@ class UnitsConfig(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     DIRECTIONS_FIELD_NUMBER: _builtins.int
     ROTATIONS_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    MAX_PROBES_FIELD_NUMBER: _builtins.int
+    MAX_LAYERS_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
+    UNTRAINED_TWIN_FIELD_NUMBER: _builtins.int
     directions: _builtins.int
-    """Isotropic random directions; 0 means 1,024."""
+    """Isotropic random directions, 64 to 65,536; 0 means 1,024."""
     rotations: _builtins.int
-    """Haar rotations of the whole basis; 0 means 99."""
+    """Haar rotations of the whole basis, 19 to 9,999; 0 means 99."""
+    top: _builtins.int
+    """Inputs that speak for a direction, at least 2; 0 means a hundredth of the probes, at least 9."""
+    max_probes: _builtins.int
+    """Look at only this many probes, drawn with the audit's seed; 0 means all."""
+    max_layers: _builtins.int
+    """Layers looked at where no values are named, spread over the depth; 0 means 12."""
+    untrained_twin: _builtins.bool
+    """Whether the same graph with freshly drawn weights is measured too."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Values of the network to look at; none means every layer."""
+        """Values of the network to look at; none means the layers, at most `max_layers` of them."""
+
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedScalarFieldContainer[Global___UnitBasis.ValueType]:
+        """Further directions to show beside units; none means PCA and ICA."""
 
     def __init__(
         self,
@@ -71,10 +220,15 @@ class UnitsConfig(_message.Message):
         values: _abc.Iterable[_builtins.str] | None = ...,
         directions: _builtins.int = ...,
         rotations: _builtins.int = ...,
+        top: _builtins.int = ...,
+        max_probes: _builtins.int = ...,
+        max_layers: _builtins.int = ...,
+        bases: _abc.Iterable[Global___UnitBasis.ValueType] | None = ...,
+        untrained_twin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directions", b"directions", "rotations", b"rotations", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "directions", b"directions", "max_layers", b"max_layers", "max_probes", b"max_probes", "rotations", b"rotations", "top", b"top", "untrained_twin", b"untrained_twin", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,6 +247,20 @@ class UnitScore(_message.Message):
     Z_FIELD_NUMBER: _builtins.int
     P_ROTATION_FIELD_NUMBER: _builtins.int
     P_ROTATION_LOW_FIELD_NUMBER: _builtins.int
+    CLIFFS_DELTA_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    ROTATED_INDEX_FIELD_NUMBER: _builtins.int
+    P_HOLM_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    PROBES_TO_DECIDE_FIELD_NUMBER: _builtins.int
+    INDEX_BY_TOP_FIELD_NUMBER: _builtins.int
+    PERMUTED_LABELS_FIELD_NUMBER: _builtins.int
+    PERMUTED_MEAN_FIELD_NUMBER: _builtins.int
+    UNITS_ABOVE_RANDOM_FIELD_NUMBER: _builtins.int
+    HISTOGRAM_FIELD_NUMBER: _builtins.int
+    AFTER_RECTIFIER_FIELD_NUMBER: _builtins.int
+    UNTRAINED_FIELD_NUMBER: _builtins.int
+    DISTINCT_CONCEPTS_FIELD_NUMBER: _builtins.int
     kind: Global___UnitScoreKind.ValueType
     """The score."""
     z: _builtins.float
@@ -101,9 +269,31 @@ class UnitScore(_message.Message):
     """Share of rotated bases with an index at least as high (plus one, over one more)."""
     p_rotation_low: _builtins.float
     """Share of rotated bases with an index at most as high."""
+    cliffs_delta: _builtins.float
+    """Cliff's delta, 2 index - 1."""
+    top: _builtins.int
+    """Inputs per direction that the score is made of; 0 where it is made of all."""
+    p_holm: _builtins.float
+    """Two-sided p of z by Student's t over the rotations, after Holm's correction over all layers and
+    scores of the section.
+    """
+    verdict: Global___UnitVerdict.ValueType
+    """What follows."""
+    probes_to_decide: _builtins.int
+    """Probes with which an undecided index would be decided if it stayed what it is; 0 where it is
+    decided, or where no number of probes would do because there are too few units.
+    """
+    units_above_random: _builtins.int
+    """Units with a Benjamini-Hochberg corrected p below 0.05 against the random directions."""
+    distinct_concepts: _builtins.int
+    """The best concept of most units, for CONCEPT and IOU: number of different best concepts among
+    the units above random.
+    """
     @_builtins.property
     def index_auc(self) -> _estimate_pb2.Estimate:
-        """P(natural > random) + P(tie) / 2: 0.5 is no distinction."""
+        """P(natural > random) + P(tie) / 2: 0.5 is no distinction. Its interval is a jackknife over eighths
+        of the probes.
+        """
 
     @_builtins.property
     def natural_mean(self) -> _estimate_pb2.Estimate:
@@ -112,6 +302,36 @@ class UnitScore(_message.Message):
     @_builtins.property
     def random_mean(self) -> _estimate_pb2.Estimate:
         """Mean score of the random directions."""
+
+    @_builtins.property
+    def rotated_index(self) -> _estimate_pb2.Estimate:
+        """Index of the rotated bases: their mean, with the range that holds 95 % of them."""
+
+    @_builtins.property
+    def index_by_top(self) -> _containers.RepeatedCompositeFieldContainer[_estimate_pb2.CurvePoint]:
+        """Index over the number x of top inputs; not for scores that are made of all."""
+
+    @_builtins.property
+    def permuted_labels(self) -> _estimate_pb2.Estimate:
+        """Index with permuted labels: mean and range of 20 permutations; for LABEL alone."""
+
+    @_builtins.property
+    def permuted_mean(self) -> _estimate_pb2.Estimate:
+        """The same score, mean over the units, with permuted labels."""
+
+    @_builtins.property
+    def histogram(self) -> Global___UnitHistogram:
+        """Histogram of the scores."""
+
+    @_builtins.property
+    def after_rectifier(self) -> _estimate_pb2.Estimate:
+        """Index of the units after the rectifier against random directions there. Descriptive: it is
+        above 0.5 in untrained networks too. Not set without a rectifier.
+        """
+
+    @_builtins.property
+    def untrained(self) -> _estimate_pb2.Estimate:
+        """Index of the same layer in the network with freshly drawn weights."""
 
     def __init__(
         self,
@@ -123,14 +343,180 @@ class UnitScore(_message.Message):
         z: _builtins.float = ...,
         p_rotation: _builtins.float = ...,
         p_rotation_low: _builtins.float = ...,
+        cliffs_delta: _builtins.float = ...,
+        top: _builtins.int = ...,
+        rotated_index: _estimate_pb2.Estimate | None = ...,
+        p_holm: _builtins.float = ...,
+        verdict: Global___UnitVerdict.ValueType = ...,
+        probes_to_decide: _builtins.int = ...,
+        index_by_top: _abc.Iterable[_estimate_pb2.CurvePoint] | None = ...,
+        permuted_labels: _estimate_pb2.Estimate | None = ...,
+        permuted_mean: _estimate_pb2.Estimate | None = ...,
+        units_above_random: _builtins.int = ...,
+        histogram: Global___UnitHistogram | None = ...,
+        after_rectifier: _estimate_pb2.Estimate | None = ...,
+        untrained: _estimate_pb2.Estimate | None = ...,
+        distinct_concepts: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["index_auc", b"index_auc", "natural_mean", b"natural_mean", "random_mean", b"random_mean"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_rectifier", b"after_rectifier", "histogram", b"histogram", "index_auc", b"index_auc", "natural_mean", b"natural_mean", "permuted_labels", b"permuted_labels", "permuted_mean", b"permuted_mean", "random_mean", b"random_mean", "rotated_index", b"rotated_index", "untrained", b"untrained"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_auc", b"index_auc", "kind", b"kind", "natural_mean", b"natural_mean", "p_rotation", b"p_rotation", "p_rotation_low", b"p_rotation_low", "random_mean", b"random_mean", "z", b"z"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_rectifier", b"after_rectifier", "cliffs_delta", b"cliffs_delta", "distinct_concepts", b"distinct_concepts", "histogram", b"histogram", "index_auc", b"index_auc", "index_by_top", b"index_by_top", "kind", b"kind", "natural_mean", b"natural_mean", "p_holm", b"p_holm", "p_rotation", b"p_rotation", "p_rotation_low", b"p_rotation_low", "permuted_labels", b"permuted_labels", "permuted_mean", b"permuted_mean", "probes_to_decide", b"probes_to_decide", "random_mean", b"random_mean", "rotated_index", b"rotated_index", "top", b"top", "units_above_random", b"units_above_random", "untrained", b"untrained", "verdict", b"verdict", "z", b"z"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitScore: _TypeAlias = UnitScore  # noqa: Y015
+
+@_typing.final
+class UnitHistogram(_message.Message):
+    """Shares of directions by score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EDGES_FIELD_NUMBER: _builtins.int
+    NATURAL_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    ROTATED_LOWER_FIELD_NUMBER: _builtins.int
+    ROTATED_UPPER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Ends of the bins, rising: one more than there are bins."""
+
+    @_builtins.property
+    def natural(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of the units in each bin."""
+
+    @_builtins.property
+    def random(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of the random directions."""
+
+    @_builtins.property
+    def rotated_lower(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Range that holds 95 % of the rotated bases' shares: lower ends."""
+
+    @_builtins.property
+    def rotated_upper(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper ends."""
+
+    def __init__(
+        self,
+        *,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        natural: _abc.Iterable[_builtins.float] | None = ...,
+        random: _abc.Iterable[_builtins.float] | None = ...,
+        rotated_lower: _abc.Iterable[_builtins.float] | None = ...,
+        rotated_upper: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "natural", b"natural", "random", b"random", "rotated_lower", b"rotated_lower", "rotated_upper", b"rotated_upper"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitHistogram: _TypeAlias = UnitHistogram  # noqa: Y015
+
+@_typing.final
+class UnitRow(_message.Message):
+    """One unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIT_FIELD_NUMBER: _builtins.int
+    FLIPPED_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    P_FIELD_NUMBER: _builtins.int
+    Q_FIELD_NUMBER: _builtins.int
+    CONCEPT_FIELD_NUMBER: _builtins.int
+    TOP_PROBES_FIELD_NUMBER: _builtins.int
+    TOP_POSITIONS_FIELD_NUMBER: _builtins.int
+    unit: _builtins.int
+    """Its index in the value."""
+    flipped: _builtins.bool
+    """Whether it speaks on its lower side, because its top is a plateau."""
+    concept: _builtins.int
+    """The concept (or label) that it tells best; not set without any."""
+    @_builtins.property
+    def score(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Per score, in the order of the layer's scores: the score."""
+
+    @_builtins.property
+    def p(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of random directions with at least that score (plus one, over one more)."""
+
+    @_builtins.property
+    def q(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The same after Benjamini and Hochberg's correction over the layer's units."""
+
+    @_builtins.property
+    def top_probes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices in the probe set of its top inputs, best first, at most 9."""
+
+    @_builtins.property
+    def top_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where in the map they have their maximum, for maps: position in row-major order."""
+
+    def __init__(
+        self,
+        *,
+        unit: _builtins.int = ...,
+        flipped: _builtins.bool = ...,
+        score: _abc.Iterable[_builtins.float] | None = ...,
+        p: _abc.Iterable[_builtins.float] | None = ...,
+        q: _abc.Iterable[_builtins.float] | None = ...,
+        concept: _builtins.int | None = ...,
+        top_probes: _abc.Iterable[_builtins.int] | None = ...,
+        top_positions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concept", b"_concept", "concept", b"concept"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concept", b"_concept", "concept", b"concept", "flipped", b"flipped", "p", b"p", "q", b"q", "score", b"score", "top_positions", b"top_positions", "top_probes", b"top_probes", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concept: _TypeAlias = _typing.Literal["concept"]  # noqa: Y015
+    _WhichOneofArgType__concept: _TypeAlias = _typing.Literal["_concept", b"_concept"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concept) -> _WhichOneofReturnType__concept | None: ...
+
+Global___UnitRow: _TypeAlias = UnitRow  # noqa: Y015
+
+@_typing.final
+class UnitBasisScores(_message.Message):
+    """Further directions of a layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASIS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    DESCRIPTIVE_FIELD_NUMBER: _builtins.int
+    INDEX_AUC_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    basis: Global___UnitBasis.ValueType
+    """Which."""
+    count: _builtins.int
+    """Number of directions."""
+    descriptive: _builtins.bool
+    """Whether the index can be read as evidence, or is descriptive alone."""
+    @_builtins.property
+    def index_auc(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Per score, in the order of the layer's scores: index against the isotropic random directions."""
+
+    @_builtins.property
+    def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Mean score."""
+
+    def __init__(
+        self,
+        *,
+        basis: Global___UnitBasis.ValueType = ...,
+        count: _builtins.int = ...,
+        descriptive: _builtins.bool = ...,
+        index_auc: _abc.Iterable[_builtins.float] | None = ...,
+        mean: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "count", b"count", "descriptive", b"descriptive", "index_auc", b"index_auc", "mean", b"mean"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitBasisScores: _TypeAlias = UnitBasisScores  # noqa: Y015
 
 @_typing.final
 class ConnectivityMeasure(_message.Message):
@@ -140,19 +526,27 @@ class ConnectivityMeasure(_message.Message):
 
     VALUE_FIELD_NUMBER: _builtins.int
     Z_FIELD_NUMBER: _builtins.int
+    GAUSSIAN_FIELD_NUMBER: _builtins.int
+    UNIFORM_FIELD_NUMBER: _builtins.int
     value: _builtins.float
-    """The measure."""
+    """The measure, mean over the rows of weights."""
     z: _builtins.float
     """Distance from a Gaussian matrix of the same shape, in standard deviations."""
+    gaussian: _builtins.float
+    """What a Gaussian matrix of the same shape has on average."""
+    uniform: _builtins.float
+    """What a uniform matrix has, the usual initialisation."""
     def __init__(
         self,
         *,
         value: _builtins.float = ...,
         z: _builtins.float = ...,
+        gaussian: _builtins.float = ...,
+        uniform: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "z", b"z"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gaussian", b"gaussian", "uniform", b"uniform", "value", b"value", "z", b"z"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,7 +554,7 @@ Global___ConnectivityMeasure: _TypeAlias = ConnectivityMeasure  # noqa: Y015
 
 @_typing.final
 class Connectivity(_message.Message):
-    """How densely a layer is wired."""
+    """How densely a layer is wired: weights times the standard deviation of what they carry."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -168,6 +562,15 @@ class Connectivity(_message.Message):
     HOYER_FIELD_NUMBER: _builtins.int
     FAN_IN_FRACTION_FIELD_NUMBER: _builtins.int
     BELOW_EPS_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FAN_IN_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """Output of the linear layer."""
+    rows: _builtins.int
+    """Rows of weights."""
+    fan_in: _builtins.int
+    """Weights in a row."""
     @_builtins.property
     def gini(self) -> Global___ConnectivityMeasure:
         """Gini coefficient of the absolute weights."""
@@ -182,7 +585,7 @@ class Connectivity(_message.Message):
 
     @_builtins.property
     def below_eps(self) -> Global___ConnectivityMeasure:
-        """Share of the weights below a small fraction of the largest."""
+        """Share of the weights below a twentieth of the row's largest."""
 
     def __init__(
         self,
@@ -191,14 +594,51 @@ class Connectivity(_message.Message):
         hoyer: Global___ConnectivityMeasure | None = ...,
         fan_in_fraction: Global___ConnectivityMeasure | None = ...,
         below_eps: Global___ConnectivityMeasure | None = ...,
+        value: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        fan_in: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["below_eps", b"below_eps", "fan_in_fraction", b"fan_in_fraction", "gini", b"gini", "hoyer", b"hoyer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_eps", b"below_eps", "fan_in_fraction", b"fan_in_fraction", "gini", b"gini", "hoyer", b"hoyer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_eps", b"below_eps", "fan_in", b"fan_in", "fan_in_fraction", b"fan_in_fraction", "gini", b"gini", "hoyer", b"hoyer", "rows", b"rows", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Connectivity: _TypeAlias = Connectivity  # noqa: Y015
+
+@_typing.final
+class UnitGallery(_message.Message):
+    """A picture beside the section."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    kind: Global___UnitGalleryKind.ValueType
+    """What it shows."""
+    @_builtins.property
+    def image(self) -> _estimate_pb2.BlobRef:
+        """The picture."""
+
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What each row of pictures shows, from the top: units count from 0, random direction i is -1 - i."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___UnitGalleryKind.ValueType = ...,
+        image: _estimate_pb2.BlobRef | None = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kind", b"kind", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitGallery: _TypeAlias = UnitGallery  # noqa: Y015
 
 @_typing.final
 class UnitsLayer(_message.Message):
@@ -211,12 +651,37 @@ class UnitsLayer(_message.Message):
     DEAD_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     CONNECTIVITY_FIELD_NUMBER: _builtins.int
+    MEASURED_VALUE_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    NEAR_DEAD_FIELD_NUMBER: _builtins.int
+    PLATEAU_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    ROTATION_ROWS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
+    READING_FIELD_NUMBER: _builtins.int
+    GALLERIES_FIELD_NUMBER: _builtins.int
     value: _builtins.str
     """Its name in the graph."""
     dimension: _builtins.int
     """Number of units."""
     dead: _builtins.int
     """Units that no probe activates."""
+    measured_value: _builtins.str
+    """The value that was measured: what goes into the rectifier, if there is one."""
+    live: _builtins.int
+    """Units that were measured: those that are live."""
+    near_dead: _builtins.int
+    """Units that are active on too few probes to have top inputs; they are not measured."""
+    plateau: _builtins.int
+    """Units with a plateau at the top, which speak on their lower side."""
+    positions: _builtins.int
+    """Positions of a map that were looked at; 1 for vectors."""
+    rotation_rows: _builtins.int
+    """Rows of each rotated basis that were scored."""
+    summary: _builtins.str
+    """The layer in a sentence."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitScore]:
         """The scores."""
@@ -224,6 +689,22 @@ class UnitsLayer(_message.Message):
     @_builtins.property
     def connectivity(self) -> Global___Connectivity:
         """Wiring of the layer that makes the value."""
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitRow]:
+        """Per unit, best first by the first score; at most 512."""
+
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitBasisScores]:
+        """Further directions."""
+
+    @_builtins.property
+    def reading(self) -> Global___Connectivity:
+        """Wiring of the linear layer that reads the value."""
+
+    @_builtins.property
+    def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitGallery]:
+        """Pictures."""
 
     def __init__(
         self,
@@ -233,14 +714,63 @@ class UnitsLayer(_message.Message):
         dead: _builtins.int = ...,
         scores: _abc.Iterable[Global___UnitScore] | None = ...,
         connectivity: Global___Connectivity | None = ...,
+        measured_value: _builtins.str = ...,
+        live: _builtins.int = ...,
+        near_dead: _builtins.int = ...,
+        plateau: _builtins.int = ...,
+        positions: _builtins.int = ...,
+        rotation_rows: _builtins.int = ...,
+        summary: _builtins.str = ...,
+        units: _abc.Iterable[Global___UnitRow] | None = ...,
+        bases: _abc.Iterable[Global___UnitBasisScores] | None = ...,
+        reading: Global___Connectivity | None = ...,
+        galleries: _abc.Iterable[Global___UnitGallery] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "reading", b"reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "scores", b"scores", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "galleries", b"galleries", "live", b"live", "measured_value", b"measured_value", "near_dead", b"near_dead", "plateau", b"plateau", "positions", b"positions", "reading", b"reading", "rotation_rows", b"rotation_rows", "scores", b"scores", "summary", b"summary", "units", b"units", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitsLayer: _TypeAlias = UnitsLayer  # noqa: Y015
+
+@_typing.final
+class UnitEmbedding(_message.Message):
+    """Can the reference embedding of COHERENCE see the labels at all?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_AGREE_FIELD_NUMBER: _builtins.int
+    SEES_LABELS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """Where it comes from, such as "built in: random convolutions"."""
+    dimension: _builtins.int
+    """Dimensions after whitening."""
+    sees_labels: _builtins.bool
+    """Whether it sees the labels; not set without labels."""
+    @_builtins.property
+    def neighbours_agree(self) -> _estimate_pb2.Estimate:
+        """Share of the 9 nearest neighbours with the same label, 0 at chance; not set without labels."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        dimension: _builtins.int = ...,
+        neighbours_agree: _estimate_pb2.Estimate | None = ...,
+        sees_labels: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sees_labels", b"_sees_labels", "neighbours_agree", b"neighbours_agree", "sees_labels", b"sees_labels"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sees_labels", b"_sees_labels", "dimension", b"dimension", "neighbours_agree", b"neighbours_agree", "sees_labels", b"sees_labels", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sees_labels: _TypeAlias = _typing.Literal["sees_labels"]  # noqa: Y015
+    _WhichOneofArgType__sees_labels: _TypeAlias = _typing.Literal["_sees_labels", b"_sees_labels"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sees_labels) -> _WhichOneofReturnType__sees_labels | None: ...
+
+Global___UnitEmbedding: _TypeAlias = UnitEmbedding  # noqa: Y015
 
 @_typing.final
 class UnitsSection(_message.Message):
@@ -250,6 +780,15 @@ class UnitsSection(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    PROBE_COUNT_FIELD_NUMBER: _builtins.int
+    NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    probe_count: _builtins.int
+    """Probes looked at, without near-duplicates."""
+    near_duplicates: _builtins.int
+    """Near-duplicates left out."""
     @_builtins.property
     def config(self) -> Global___UnitsConfig:
         """The configuration with its defaults filled in."""
@@ -258,16 +797,171 @@ class UnitsSection(_message.Message):
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitsLayer]:
         """One entry per value."""
 
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers left out because of `max_layers`."""
+
+    @_builtins.property
+    def embedding(self) -> Global___UnitEmbedding:
+        """The reference embedding."""
+
+    @_builtins.property
+    def depth(self) -> Global___UnitGallery:
+        """Index per layer over the depth, a picture."""
+
     def __init__(
         self,
         *,
         config: Global___UnitsConfig | None = ...,
         layers: _abc.Iterable[Global___UnitsLayer] | None = ...,
+        probe_count: _builtins.int = ...,
+        near_duplicates: _builtins.int = ...,
+        left_out: _abc.Iterable[_builtins.str] | None = ...,
+        embedding: Global___UnitEmbedding | None = ...,
+        depth: Global___UnitGallery | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "depth", b"depth", "embedding", b"embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "layers", b"layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "depth", b"depth", "embedding", b"embedding", "layers", b"layers", "left_out", b"left_out", "near_duplicates", b"near_duplicates", "probe_count", b"probe_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitsSection: _TypeAlias = UnitsSection  # noqa: Y015
+
+@_typing.final
+class UnitsPartial(_message.Message):
+    """What one shard of `units` hands to the merge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LayerPartial(_message.Message):
+        """What a shard knows of a layer."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LAYER_FIELD_NUMBER: _builtins.int
+        TOPS_FIELD_NUMBER: _builtins.int
+        CHUNKS_FIELD_NUMBER: _builtins.int
+        ACTIVE_FIELD_NUMBER: _builtins.int
+        layer: _builtins.int
+        """Number of the layer."""
+        active: _builtins.bytes
+        """Units active in the shard on any probe: a byte per unit."""
+        @_builtins.property
+        def tops(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitsPartial.TopPartial]:
+            """Top inputs per direction."""
+
+        @_builtins.property
+        def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitsPartial.ChunkPartial]:
+            """Scores that are made of all inputs."""
+
+        def __init__(
+            self,
+            *,
+            layer: _builtins.int = ...,
+            tops: _abc.Iterable[Global___UnitsPartial.TopPartial] | None = ...,
+            chunks: _abc.Iterable[Global___UnitsPartial.ChunkPartial] | None = ...,
+            active: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "chunks", b"chunks", "layer", b"layer", "tops", b"tops"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TopPartial(_message.Message):
+        """The best inputs of some directions."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FAMILY_FIELD_NUMBER: _builtins.int
+        KEYS_FIELD_NUMBER: _builtins.int
+        WIDTH_FIELD_NUMBER: _builtins.int
+        family: _builtins.int
+        """Number of the family of directions."""
+        keys: _builtins.bytes
+        """Keys, int64 little-endian, [directions, inputs]: order-preserving bits of the float32 value
+        above the inverted rank of the probe.
+        """
+        width: _builtins.int
+        """Inputs per direction."""
+        def __init__(
+            self,
+            *,
+            family: _builtins.int = ...,
+            keys: _builtins.bytes = ...,
+            width: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["family", b"family", "keys", b"keys", "width", b"width"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ChunkPartial(_message.Message):
+        """Scores of a chunk of directions."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FAMILY_FIELD_NUMBER: _builtins.int
+        BEGIN_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        SCORES_FIELD_NUMBER: _builtins.int
+        BEST_FIELD_NUMBER: _builtins.int
+        family: _builtins.int
+        """Number of the family of directions."""
+        begin: _builtins.int
+        """First direction."""
+        kind: Global___UnitScoreKind.ValueType
+        """The score."""
+        scores: _builtins.bytes
+        """Scores, float64 little-endian, [directions, 9]: of all probes, and without each eighth."""
+        best: _builtins.bytes
+        """The best concept, int32 little-endian, per direction."""
+        def __init__(
+            self,
+            *,
+            family: _builtins.int = ...,
+            begin: _builtins.int = ...,
+            kind: Global___UnitScoreKind.ValueType = ...,
+            scores: _builtins.bytes = ...,
+            best: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "best", b"best", "family", b"family", "kind", b"kind", "scores", b"scores"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    begin: _builtins.int
+    """First of the shard's probe blocks."""
+    end: _builtins.int
+    """One past the last."""
+    features: _builtins.bytes
+    """Features of the reference embedding for the shard's probes, float32 little-endian, row-major."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitsPartial.LayerPartial]:
+        """Per layer that the shard looked at."""
+
+    def __init__(
+        self,
+        *,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+        layers: _abc.Iterable[Global___UnitsPartial.LayerPartial] | None = ...,
+        features: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "features", b"features", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitsPartial: _TypeAlias = UnitsPartial  # noqa: Y015

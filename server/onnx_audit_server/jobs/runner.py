@@ -44,6 +44,7 @@ class Job:
     def __init__(self, command: dict[str, Any]) -> None:
         from onnx_audit import v1  # noqa: PLC0415 - heavy imports wait until limits are set
         from onnx_auditors.context import open_context  # noqa: PLC0415
+        from onnx_auditors.registry import need_classes  # noqa: PLC0415
 
         self.audit = v1.Audit.FromString(Path(command["audit"]).read_bytes())
         self.context = open_context(
@@ -54,6 +55,7 @@ class Job:
             device=command["device"],
             threads=command["threads"],
             head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
+            classes=need_classes(self.audit.auditors),
         )
 
 
