@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidConfig
+from onnx_auditors.transfer import config as transfer
 
 LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
 LEAST_RUNS, MOST_RUNS = 20, 1_000_000
@@ -42,6 +43,8 @@ def check(config: Message) -> None:
     """
     if isinstance(config, v1.DistortionConfig):
         _check_distortion(config)
+    elif isinstance(config, v1.TransferConfig):
+        transfer.check(config)
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:

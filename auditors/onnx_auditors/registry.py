@@ -11,6 +11,7 @@ from onnx_auditors.auditor import Auditor
 
 _MODULES: dict[v1.Auditor.ValueType, tuple[str, str]] = {
     v1.AUDITOR_DISTORTION: ("onnx_auditors.distortion.auditor", "DistortionAuditor"),
+    v1.AUDITOR_TRANSFER: ("onnx_auditors.transfer.auditor", "TransferAuditor"),
 }
 
 NAMES: dict[v1.Auditor.ValueType, str] = {

@@ -3,9 +3,9 @@
 Near the optimum of a targeted search some other classes tie, and the boundary has an edge there.
 Each pair keeps the linear margins to the last few classes that stood in the way, and the step is
 the nearest point in L2 that meets them all inside the box. Its dual has one multiplier for each
-half-space. With the same entries at the box's ends it is a quadratic form in the multipliers alone:
-Newton's method takes one form after another, from the multipliers of the step before, and climbs each
-by coordinate ascent (Hildreth 1957, "A quadratic programming procedure").
+half-space. With the same entries at the box's ends it is a quadratic form in the multipliers
+alone: Newton's method takes one form after another, from the multipliers of the step before, and
+climbs each by coordinate ascent (Hildreth 1957, "A quadratic programming procedure").
 """
 
 from __future__ import annotations

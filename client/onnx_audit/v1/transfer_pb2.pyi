@@ -738,8 +738,9 @@ class TransferArtefact(_message.Message):
     def examples(self) -> _estimate_pb2.BlobRef:
         """Safetensors blob, a row per example: `source`, `left_out` and `probe` (int64; -1 for none),
         `label` and, for targeted attacks, `aimed` in the audited model's classes; `rms` and `l2` (float64);
-        `example` (float32, probe space); `answers` (int64, a column per model in its own classes, -1
-        where it was not asked) and `fooled` (uint8, likewise).
+        `example` (float32, probe space); `answers` (int64, a column per model in its own classes; -1
+        where it was not asked) and `fooled` (uint8, likewise; 255 where it was not asked): whether a
+        model answers the probe rightly and the example wrongly.
         """
 
     @_builtins.property
