@@ -1,11 +1,9 @@
 """An attack of fixed size that aims at transfer to models that it does not know.
 
 Gradient steps with momentum (Dong et al. 2018, "Boosting adversarial attacks with momentum", with
-its ensembles) in the L2 ball, on inputs that are randomly resized and shifted (Xie et al. 2019,
-"Improving transferability of adversarial examples with input diversity") and dimmed (Lin et al.
-2020, "Nesterov accelerated gradient and scale invariance for adversarial attacks"), with smoothed
-gradients (Dong et al. 2019, "Evading defenses to transferable adversarial examples by
-translation-invariant attacks").
+its ensembles) in the L2 ball, on dimmed inputs (after Lin et al. 2020, "Nesterov accelerated gradient
+and scale invariance for adversarial attacks"), with smoothed gradients (Dong et al. 2019, "Evading
+defenses to transferable adversarial examples by translation-invariant attacks").
 """
 
 from __future__ import annotations
@@ -21,19 +19,15 @@ from torch import Tensor
 from onnx_audit import v1
 from onnx_auditors.distortion import noise
 from onnx_auditors.distortion.search import Logits
-from onnx_auditors.transfer.resizing import Separable, weights
+from onnx_auditors.transfer.resizing import Separable
 
 _DECAY = 1.0
 _PATH = 2.5
 """Length of all steps together over the radius."""
-_DIVERSITY = 0.7
-"""Probability that a step looks at a resized input."""
-_SMALLEST = 0.85
-"""Least share of the side that it is resized to."""
-_DIMMINGS = (1.0, 1.0, 0.5, 0.25)
+_DIMMINGS = (1.0, 0.9, 0.8, 0.7)
 """Factors of the distance from the box's lower end, drawn with equal chances."""
-_SMOOTHING = 1 / 75
-"""Standard deviation of the smoothing over the side: 3 pixels of 224."""
+_SMOOTHING, _MOST_SMOOTHING = 1 / 32, 3.0
+"""Standard deviation of the smoothing: a share of the side, and its most in pixels."""
 _FEWEST_PIXELS = 8
 """Smaller images are taken as they are."""
 _TINY = 1e-30
@@ -99,7 +93,7 @@ def momentum(
         radius: The distance.
         steps: Steps, one gradient of each surrogate each.
         seeds: Int64 [n], of directions where there is no gradient.
-        seed: Of the random changes of inputs, which all rows of a step share.
+        seed: Of the dimming, which all rows of a step share.
         images: How inputs are images; None where they are not.
         progress: Told which share of the steps is done.
     """
@@ -107,10 +101,10 @@ def momentum(
     smooth = _smoothing(images, inputs.device)
     x, slope = inputs.clone(), torch.zeros_like(inputs)
     for step in range(steps):
-        change = _diversity(rng, images, box[0], inputs.device)
+        light = float(rng.choice(_DIMMINGS))
         total = torch.zeros_like(inputs)
         for surrogate in surrogates:
-            total += _unit(_gradient(surrogate(), x, change))
+            total += _unit(_gradient(surrogate(), x, box[0], light))
         if smooth is not None:
             total = smooth(total)
         size = total.flatten(1).abs().mean(1)
@@ -128,10 +122,13 @@ def momentum(
     return x
 
 
-def _gradient(surrogate: Surrogate, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns the gradient of what is to grow: the margin of the wanted class; 0 without one."""
+def _gradient(surrogate: Surrogate, x: Tensor, lower: Tensor, light: float) -> Tensor:
+    """Returns the gradient of what is to grow, at dimmed inputs; 0 without a class.
+
+    That is the margin of the wanted class, or by how much another than the label leads.
+    """
     leaf = x.detach().requires_grad_()
-    scores = surrogate.logits(change(leaf))
+    scores = surrogate.logits(lower + light * (leaf - lower))
     wanted = surrogate.labels if surrogate.targets is None else surrogate.targets
     known = wanted >= 0
     own = wanted.clamp_min(0)[:, None]
@@ -150,39 +147,14 @@ def _like(rows: Tensor, x: Tensor) -> Tensor:
     return rows.reshape(-1, *(1,) * (x.dim() - 1))
 
 
-def _diversity(
-    rng: np.random.Generator, images: Images | None, lower: Tensor, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Draws a change of inputs: dimmed, and where they are images resized and shifted."""
-    factor = float(rng.choice(_DIMMINGS))
-    resized = None
-    if images is not None and rng.random() < _DIVERSITY:
-        rows, columns = (_placed(rng, side) for side in (images.height, images.width))
-        resized = Separable(rows.to(device), columns.to(device), images.layout)
-
-    def change(x: Tensor) -> Tensor:
-        light = factor * (x - lower)
-        return lower + (light if resized is None else resized(light))
-
-    return change
-
-
-def _placed(rng: np.random.Generator, side: int) -> Tensor:
-    """Returns the matrix that shrinks an axis and puts it somewhere on one of the same length."""
-    small = int(rng.integers(math.ceil(_SMALLEST * side), side + 1))
-    offset = int(rng.integers(side - small + 1))
-    matrix = torch.zeros(side, side)
-    matrix[offset : offset + small] = weights(side, small)
-    return matrix
-
-
 def _smoothing(images: Images | None, device: torch.device) -> Separable | None:
     if images is None:
         return None
 
     def kernel(side: int) -> Tensor:
+        deviation = min(_SMOOTHING * side, _MOST_SMOOTHING)
         distance = torch.arange(side)[:, None] - torch.arange(side)[None, :]
-        matrix = (-0.5 * (distance / (_SMOOTHING * side)) ** 2).exp()
+        matrix = (-0.5 * (distance / deviation) ** 2).exp()
         return (matrix / matrix.sum(1, keepdim=True)).to(device)
 
     return Separable(kernel(images.height), kernel(images.width), images.layout)

@@ -33,7 +33,7 @@ class _TransferAttackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transf
     """The smallest change in L2 that changes the source's answer, as `distortion` looks for it."""
     TRANSFER_ATTACK_MOMENTUM: _TransferAttack.ValueType  # 2
     """A change of fixed size that aims at transfer: gradient steps on the source with momentum, on
-    randomly resized, shifted and dimmed inputs, with smoothed gradients.
+    dimmed inputs, with smoothed gradients.
     """
     TRANSFER_ATTACK_ENSEMBLE: _TransferAttack.ValueType  # 3
     """The same on all models but the target at once."""
@@ -53,7 +53,7 @@ TRANSFER_ATTACK_MINIMAL: TransferAttack.ValueType  # 1
 """The smallest change in L2 that changes the source's answer, as `distortion` looks for it."""
 TRANSFER_ATTACK_MOMENTUM: TransferAttack.ValueType  # 2
 """A change of fixed size that aims at transfer: gradient steps on the source with momentum, on
-randomly resized, shifted and dimmed inputs, with smoothed gradients.
+dimmed inputs, with smoothed gradients.
 """
 TRANSFER_ATTACK_ENSEMBLE: TransferAttack.ValueType  # 3
 """The same on all models but the target at once."""
