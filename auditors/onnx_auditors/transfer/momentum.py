@@ -1,9 +1,9 @@
 """An attack of fixed size that aims at transfer to models that it does not know.
 
 Gradient steps with momentum (Dong et al. 2018, "Boosting adversarial attacks with momentum", with
-its ensembles) in the L2 ball, on dimmed inputs (after Lin et al. 2020, "Nesterov accelerated gradient
-and scale invariance for adversarial attacks"), with smoothed gradients (Dong et al. 2019, "Evading
-defenses to transferable adversarial examples by translation-invariant attacks").
+its ensembles) in the L2 ball, on dimmed inputs (after Lin et al. 2020, "Nesterov accelerated
+gradient and scale invariance for adversarial attacks"), with smoothed gradients (Dong et al. 2019,
+"Evading defenses to transferable adversarial examples by translation-invariant attacks").
 """
 
 from __future__ import annotations

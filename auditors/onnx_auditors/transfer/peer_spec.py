@@ -68,10 +68,25 @@ def resolve(
             f"Probes {list(probes.shape)} are resized to {seen_shape} in probe space (linear)."
         )
     try:
-        filled, more = input_spec.resolve(spec, model, seen)
+        filled, more = _resolve(spec, model, seen, fixed=bool(peer.input_spec.probe_layout))
     except ProbesDoNotFit as error:
         raise ProbesDoNotFit(f"{prefix}model: {error}", field=f"{prefix}input_spec") from None
     return PeerSpec(filled, notes + more, seen, size)
+
+
+def _resolve(
+    spec: v1.InputSpec, model: v1.ModelSummary, probes: v1.ProbeSummary, *, fixed: bool
+) -> tuple[v1.InputSpec, list[str]]:
+    """Fills a spec in; images may also go to a model of vectors, unless their layout is fixed."""
+    try:
+        return input_spec.resolve(spec, model, probes)
+    except ProbesDoNotFit:
+        if fixed or not spec.probe_layout:
+            raise
+    open_layout = v1.InputSpec()
+    open_layout.CopyFrom(spec)
+    open_layout.ClearField("probe_layout")
+    return input_spec.resolve(open_layout, model, probes)
 
 
 def _with_common_space(peer: v1.PeerModel, audited: v1.InputSpec, prefix: str) -> v1.InputSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from onnx_audit import v1
 from onnx_audit.cli.figures import norm_name
+from onnx_audit.cli.transfer_view import attack_name
 from onnx_audit.client import Client
 from onnx_audit.errors import ConfigError
 
@@ -49,22 +50,28 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
-    """Writes report.json and, beside it, the examples and the training sets of each norm."""
+    """Writes report.json and, beside it, examples and training sets of each norm and attack."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
     path.write_text(to_json(as_dict(report)) + "\n", encoding="utf-8")
     written = [path]
+    for name, blob in _artefacts(report):
+        if blob.sha256:
+            written.append(client.download(blob, folder / f"{name}.safetensors"))
+    return written
+
+
+def _artefacts(report: v1.Report) -> Iterator[tuple[str, v1.BlobRef]]:
+    """The files beside a report, by name; those that there are not have no digest."""
     for norm in report.distortion.norms:
         name = f"distortion-{norm_name(norm.norm).lower()}"
-        for blob, ending in (
-            (norm.artefact, ""),
-            (norm.training_set, "-training"),
-            (norm.rounded.training_set, "-training-rounded"),
-        ):
-            if blob.sha256:
-                target = folder / f"{name}{ending}.safetensors"
-                written.append(client.download(blob, target))
-    return written
+        yield name, norm.artefact
+        yield f"{name}-training", norm.training_set
+        yield f"{name}-training-rounded", norm.rounded.training_set
+    for files in report.transfer.artefacts:
+        name = f"transfer-{attack_name(files.attack).replace(' ', '-')}"
+        yield name, files.examples
+        yield f"{name}-training", files.training_set
 
 
 def read_report(path: Path) -> v1.Report:

@@ -18,12 +18,13 @@ from onnx_audit.cli.head_options import head_options
 from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
 from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
+from onnx_audit.cli.transfer_options import apply_transfer, transfer_options
 from onnx_audit.client import Client
 from onnx_audit.configs import load_auditor_configs
 from onnx_audit.errors import FailedPrecondition
 from onnx_audit.onnx_files import external_locations
 from onnx_audit.probes import load_probes
-from onnx_audit.requests import auditor_configs
+from onnx_audit.requests import auditor_configs, is_content_name
 from onnx_audit.status import require_success
 
 DEFAULT_OUT: Final = Path("onnx-audit-report")
@@ -44,6 +45,8 @@ EXIT_BY_VERDICT: Final = {
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --target-mode least-likely\n"
         "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
         "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --auditors transfer \\\n"
+        "      --peer previous.onnx,release=1 --tags release=2\n"
         "  onnx-audit run autoencoder.onnx --probes probes.npz --box 0,1 --head auto\n"
         "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
         "      --server audits.example.org:50051 --timeout 2h"
@@ -74,6 +77,7 @@ EXIT_BY_VERDICT: Final = {
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of every random draw.")
 @distortion_options
+@transfer_options
 @spec_options
 @head_options
 @click.option(
@@ -98,6 +102,7 @@ def run(
     config_path: Path | None,
     seed: int,
     distortion: v1.DistortionConfig,
+    transfer: v1.TransferConfig,
     spec: v1.InputSpec,
     linear_head: v1.LinearHeadConfig | None,
     timeout: float | None,
@@ -111,7 +116,7 @@ def run(
     (probe - mean) / std in its own layout. What these options leave out is worked out where it is
     safe to, and said; where it is not, the audit is refused with the options to add.
     """
-    configs = chosen_configs(auditors, config_path, distortion)
+    configs = chosen_configs(auditors, config_path, distortion, transfer)
     external_locations(model)  # says at once whether it is ONNX
     probes = load_probes(probes_path)
     console = people(json_output=json_output)
@@ -119,6 +124,7 @@ def run(
         for note in probes.notes:
             view.say(f"{probes_path}: {note}")
         uploaded = client.upload_model(model, progress=view.upload)
+        upload_peers(client, configs, view)
         probe_set = client.upload_probes(probes, progress=view.upload)
         audit = client.audit(
             uploaded,
@@ -141,7 +147,10 @@ def run(
 
 
 def chosen_configs(
-    auditors: str | None, config: Path | None, distortion: v1.DistortionConfig
+    auditors: str | None,
+    config: Path | None,
+    distortion: v1.DistortionConfig,
+    transfer: v1.TransferConfig,
 ) -> v1.AuditorConfigs:
     """The auditors to run with their settings; options stand in for values of the file.
 
@@ -158,8 +167,16 @@ def chosen_configs(
         configs = chosen
     if not configs.ListFields():
         configs = auditor_configs(["distortion"])
+    apply_transfer(transfer, distortion, configs)
     apply(distortion, configs)
     return configs
+
+
+def upload_peers(client: Client, configs: v1.AuditorConfigs, view: EventView) -> None:
+    """Uploads the models to compare with that are files, and puts their names in the place."""
+    for peer in configs.transfer.peers:
+        if not is_content_name(peer.model, "models"):
+            peer.model = client.upload_model(peer.model, progress=view.upload).name
 
 
 def follow(client: Client, audit: v1.Audit, view: EventView) -> v1.Audit:

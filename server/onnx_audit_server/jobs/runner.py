@@ -54,6 +54,7 @@ class Job:
             device=command["device"],
             threads=command["threads"],
             head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
+            peers=command["peers"],
         )
 
 
