@@ -59,6 +59,7 @@ def resolve(
     size = _wanted_size(peer, model, probes, spec)
     seen = v1.ProbeSummary()
     seen.CopyFrom(probes)
+    seen.has_labels = False  # they are the audited model's; a label map may lead to others
     notes = []
     if size is not None:
         layout, seen_shape = _resized(tuple(probes.shape), spec, size, prefix)
@@ -70,7 +71,7 @@ def resolve(
     try:
         filled, more = _resolve(spec, model, seen, fixed=bool(peer.input_spec.probe_layout))
     except ProbesDoNotFit as error:
-        raise ProbesDoNotFit(f"{prefix}model: {error}", field=f"{prefix}input_spec") from None
+        raise ProbesDoNotFit(str(error), field=f"{prefix}input_spec") from None
     return PeerSpec(filled, notes + more, seen, size)
 
 
@@ -152,7 +153,7 @@ def _resized(
 ) -> tuple[v1.Layout.ValueType, list[int]]:
     if spec.probe_layout == v1.LAYOUT_FLAT:
         raise ProbesDoNotFit(
-            f"{prefix}model takes images of {size[0]} x {size[1]}, and the probes {list(shape)} "
+            f"the model takes images of {size[0]} x {size[1]}, and the probes {list(shape)} "
             "are declared FLAT, so they cannot be resized; give probe_layout as CHW or HWC",
             field=f"{prefix}input_spec",
         )

@@ -17,14 +17,15 @@ from onnx_auditors.transfer.peer_spec import PeerSpec
 def weights(length: int, target: int) -> Tensor:
     """Returns the matrix of linear interpolation along one axis, float32 [target, length].
 
-    Pixels are squares (half-pixel centres); where the axis shrinks, all that a new pixel covers is
-    averaged. Every row adds up to 1 and has no negative entry, so the box is kept.
+    Pixels are squares (half-pixel centres); the filter is a triangle as wide as two pixels of the
+    coarser axis, so that nothing is left out where the axis shrinks. Every row adds up to 1 and has
+    no negative entry, so the box is kept.
     """
-    unit = torch.eye(length)[None, :, :, None]
-    scaled = torch.nn.functional.interpolate(
-        unit, size=(target, 1), mode="bilinear", antialias=True, align_corners=False
-    )
-    return scaled[0, :, :, 0].T.contiguous()
+    scale = length / target
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    distance = (torch.arange(length, dtype=torch.float64) + 0.5)[None, :] - centres[:, None]
+    triangle = (1 - distance.abs() / max(1.0, scale)).clamp_min(0)
+    return (triangle / triangle.sum(1, keepdim=True)).float()
 
 
 class Separable:

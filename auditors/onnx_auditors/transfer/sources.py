@@ -92,20 +92,30 @@ class Source:
         self, rows: Indices, aimed: Indices | None, progress: Callable[[float], object]
     ) -> Examples:
         context = self._models.open(self._model)
-        step = batch_rows(context)
-        parts = []
-        for begin in range(0, len(rows), step):
-            part = slice(begin, begin + step)
+        inputs = self._base.inputs(rows)
+        made = Examples(
+            np.zeros(len(rows), dtype=bool),
+            np.zeros(len(rows), dtype=bool),
+            inputs.copy(),
+            np.zeros(len(rows)),
+            aimed,
+        )
+        places = np.flatnonzero(
+            self._models.translated(self._model, self._models.labels[rows]) >= 0
+        )
+        step, total = batch_rows(context), len(places)
+        for begin in range(0, total, step):
+            part = places[begin : begin + step]
 
             def tell(share: float, begin: int = begin) -> None:
-                progress((begin + share * min(step, len(rows) - begin)) / len(rows))
+                progress((begin + share * min(step, total - begin)) / total)
 
-            parts.append(
-                self._search(context, rows[part], None if aimed is None else aimed[part], tell)
+            goals = None if aimed is None else aimed[part]
+            made.exists[part], made.lacking[part], made.examples[part] = self._search(
+                context, rows[part], goals, tell
             )
-        exists, lacking, examples = (np.concatenate(found) for found in zip(*parts, strict=True))
-        inputs = self._base.inputs(rows)
-        return Examples(exists, lacking, examples, lengths(inputs, examples), aimed)
+        made.l2[:] = lengths(inputs, made.examples)
+        return made
 
     def _search(
         self,

@@ -109,7 +109,8 @@ def clustered(
     """Returns two pooled rates over the same probes and their difference, with intervals.
 
     A rate is sum(successes) / sum(trials); a probe counts in many cells, so whole probes are
-    resampled (percentile bootstrap of 2,000 resamples).
+    resampled (percentile bootstrap of 2,000 resamples). Where they do not differ at all, the
+    interval is Wilson's over the number of probes.
 
     Args:
         successes: Errors by probe, float64 [n].
@@ -131,7 +132,7 @@ def clustered(
     )  # fmt: skip
     ends = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     values = parts.sum(axis=1) / count
-    first, second, third = (
+    rate, noise, difference = (
         v1.Estimate(
             value=float(values[i]),
             interval=v1.Interval(
@@ -145,4 +146,16 @@ def clustered(
         )
         for i in range(3)
     )
-    return first, second, third
+    _widen(rate, len(trials))
+    _widen(noise, len(trials))
+    ends_meet = difference.interval.lower == difference.interval.upper
+    if ends_meet:
+        difference.interval.lower = rate.interval.lower - noise.interval.upper
+        difference.interval.upper = rate.interval.upper - noise.interval.lower
+    return rate, noise, difference
+
+
+def _widen(rate: v1.Estimate, probes: int) -> None:
+    """Gives a rate without any spread, such as 0, Wilson's interval over whole probes."""
+    if rate.interval.lower == rate.interval.upper:
+        rate.interval.CopyFrom(wilson(rate.value, probes).interval)

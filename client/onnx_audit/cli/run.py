@@ -124,7 +124,7 @@ def run(
         for note in probes.notes:
             view.say(f"{probes_path}: {note}")
         uploaded = client.upload_model(model, progress=view.upload)
-        upload_peers(client, configs, view)
+        upload_peers(client, model, configs, view)
         probe_set = client.upload_probes(probes, progress=view.upload)
         audit = client.audit(
             uploaded,
@@ -172,10 +172,17 @@ def chosen_configs(
     return configs
 
 
-def upload_peers(client: Client, configs: v1.AuditorConfigs, view: EventView) -> None:
-    """Uploads the models to compare with that are files, and puts their names in the place."""
+def upload_peers(client: Client, model: Path, configs: v1.AuditorConfigs, view: EventView) -> None:
+    """Uploads the models to compare with that are files, and puts their names in the place.
+
+    Files of the same content are one model to the service; the report calls them by their names.
+    """
+    if not configs.HasField("transfer"):
+        return
+    configs.transfer.display_name = configs.transfer.display_name or model.stem
     for peer in configs.transfer.peers:
         if not is_content_name(peer.model, "models"):
+            peer.display_name = peer.display_name or Path(peer.model).stem
             peer.model = client.upload_model(peer.model, progress=view.upload).name
 
 
