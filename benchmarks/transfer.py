@@ -152,6 +152,21 @@ def report(title: str, names: Sequence[str], section: v1.TransferSection, paper:
     print(f"{above} of {len(off)} cells above noise at 5 % (Holm)")
 
 
+def scale(counts: Sequence[int], probes: int, budget: int) -> None:
+    """Times audits of so many models each, with all that runs by default."""
+    known = [*TABLE_2, "cnn", *TABLE_4]
+    paths = [half(name) if name in TABLE_4 else trained.ensure(name) for name in known]
+    for count in counts:
+        chosen = [paths[i % len(paths)] for i in range(count)]
+        names = [f"{known[i % len(paths)]}-{i}" for i in range(count)]
+        _, seconds, used = measure(chosen, names, probes, budget=budget)
+        print(
+            f"{count} models x {probes} probes: {seconds:.0f} s, {used:.0f} s of CPU time, "
+            f"{used / count:.1f} per model",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Prints the tables, or times audits of more and more models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -163,14 +178,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
     if options.scale:
-        known = [*TABLE_2, "cnn", *TABLE_4]
-        paths = [half(n) if n in TABLE_4 else trained.ensure(n) for n in known]
-        for count in (int(text) for text in options.scale.split(",")):
-            chosen = [paths[i % len(paths)] for i in range(count)]
-            names = [f"{known[i % len(paths)]}-{i}" for i in range(count)]
-            _, seconds, used = measure(chosen, names, options.probes, budget=options.budget)
-            print(f"{count} models x {options.probes} probes: {seconds:.0f} s, {used:.0f} s of CPU, "
-                  f"{used / count:.1f} per model", flush=True)  # fmt: skip
+        scale([int(text) for text in options.scale.split(",")], options.probes, options.budget)
         return
     attacks = [v1.TRANSFER_ATTACK_MINIMAL, v1.TRANSFER_ATTACK_MOMENTUM]
     settings = {"budget": options.budget, "attacks": attacks}
