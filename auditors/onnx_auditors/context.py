@@ -28,6 +28,19 @@ _PARITY_PROBES = 64
 
 
 @dataclass(frozen=True)
+class Searched:
+    """What all shards of `distortion` have found.
+
+    Attributes:
+        config: The resolved configuration.
+        partials: Files with their partials.
+    """
+
+    config: v1.DistortionConfig
+    partials: Sequence[Path]
+
+
+@dataclass(frozen=True)
 class Context:
     """A model and a probe set, opened together.
 
@@ -43,6 +56,7 @@ class Context:
         device: Where the network computes.
         head: The linear head, where one was asked for; network and session have it.
         peers: Files of the other models that the configuration names, by `models/{sha256}`.
+        searched: What `distortion` has found on the same model, where the same audit has it.
         kept: What an auditor keeps for its later shards in this process; no figure depends on it.
     """
 
@@ -57,6 +71,7 @@ class Context:
     device: torch.device
     head: v1.LinearHead | None = None
     peers: Mapping[str, Path] = field(default_factory=dict)
+    searched: Searched | None = None
     kept: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

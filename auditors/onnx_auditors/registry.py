@@ -26,6 +26,12 @@ IMPLEMENTED: frozenset[v1.Auditor.ValueType] = frozenset(_MODULES)
 """The auditors that this version has."""
 
 
+BUILDS_ON: Mapping[v1.Auditor.ValueType, v1.Auditor.ValueType] = {
+    v1.AUDITOR_TRANSFER: v1.AUDITOR_DISTORTION
+}
+"""Auditors that take over what another has found, where the same audit has both."""
+
+
 class _Auditors(Mapping["v1.Auditor.ValueType", "Auditor[Any, Any, Any]"]):
     """Imports an auditor when it is first asked for."""
 

@@ -165,6 +165,19 @@ def test_transfer_between_files(tmp_path: Path) -> None:
             assert cell["error_rate"].get("value", 0) == pytest.approx(wrong[rows].mean())
     assert (table["answers"][:, 0] == table["answers"][:, 1]).all()
     assert (tmp_path / "onnx-audit-report" / "transfer-ensemble.safetensors").exists()
+    onnx_audit(
+        *("run", "a.onnx", "--probes", "probes.npz", "--box", "0,1", "--budget", "30"),
+        *("--auditors", "distortion,transfer", "--attacks", "minimal", "--peer", "c.onnx"),
+        *("--out", "both"),
+        cwd=tmp_path,
+    )
+    minimal = load_file(tmp_path / "both" / "transfer-minimal.safetensors")
+    smallest = load_file(tmp_path / "both" / "distortion-l2.safetensors")
+    own = minimal["source"] == 0
+    # Transfer goes 0.1 % further, or less where the box stands in the way.
+    ratio = minimal["l2"][own] / smallest["distance"][minimal["probe"][own]]
+    assert own.any()
+    assert ((ratio >= 1) & (ratio <= 1.001 + 1e-6)).all()
     alone = ("run", "a.onnx", "--probes", "probes.npz", "--peer", "b.onnx")
     refused = onnx_audit(*alone, cwd=tmp_path, expect=2)
     assert "--auditors transfer" in refused.stderr

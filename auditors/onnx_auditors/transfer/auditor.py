@@ -74,7 +74,7 @@ class TransferAuditor:
         begin = shard % blocks * size
         end = min(begin + size, len(rows))
         columns = [model] if ensemble else list(range(len(models)))
-        work = Shard(models, config, model, columns, rows[begin:end])
+        work = Shard(models, config, model, columns, rows[begin:end], context.searched)
         count = end - begin
 
         def tell(share: float) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from onnx_audit import v1
-from onnx_auditors.context import Context
+from onnx_auditors.context import Context, Searched
 from onnx_auditors.distortion import noise
 from onnx_auditors.transfer.models import Models
 from onnx_auditors.transfer.sizes import Floats, lengths, scaled
@@ -41,6 +41,7 @@ class Shard:
         model: Index of the source; of the one left out for ensembles.
         columns: Indices of the targets.
         rows: Indices of the probes.
+        searched: What `distortion` has found for the audited model.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Shard:
         model: int,
         columns: list[int],
         rows: Indices,
+        searched: Searched | None,
     ) -> None:
+        self._searched = searched
         self._models, self._config, self._model = models, config, model
         self._columns, self._rows = columns, rows
         self._base = models.open(0)
@@ -69,7 +72,7 @@ class Shard:
         """
         clean = self._answers([self._inputs])[0]
         right = np.where(self._labels < 0, UNKNOWN, clean == self._labels).astype(np.uint8)
-        source = Source(self._models, self._config, self._model)
+        source = Source(self._models, self._config, self._model, self._searched)
         partial = v1.TransferPartial(model=self._model, right=right.tobytes())
         for i, attack in enumerate(attacks):
 

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 
 from onnx_audit import v1
-from onnx_auditors.context import Context
+from onnx_auditors.context import Context, Searched
 from onnx_auditors.distortion import drawing
 from onnx_auditors.distortion.batch import Batch, look
 from onnx_auditors.distortion.gradients import differentiable
 from onnx_auditors.distortion.memory import batch_rows
 from onnx_auditors.distortion.projected import ANCHORED_BUDGET
 from onnx_auditors.distortion.searching import search
+from onnx_auditors.transfer import reuse
 from onnx_auditors.transfer.config import ENSEMBLE, MINIMAL, TARGETED
 from onnx_auditors.transfer.models import Labels, Models
 from onnx_auditors.transfer.momentum import Images, Surrogate, momentum
@@ -60,10 +61,18 @@ class Source:
         models: All models.
         config: The resolved configuration.
         model: Index of the source; of the one left out for ensembles.
+        searched: What `distortion` has found for the audited model.
     """
 
-    def __init__(self, models: Models, config: v1.TransferConfig, model: int) -> None:
+    def __init__(
+        self,
+        models: Models,
+        config: v1.TransferConfig,
+        model: int,
+        searched: Searched | None,
+    ) -> None:
         self._models, self._config, self._model = models, config, model
+        self._searched = searched
         self._base = models.open(0)
 
     def make(
@@ -100,9 +109,10 @@ class Source:
             np.zeros(len(rows)),
             aimed,
         )
-        places = np.flatnonzero(
-            self._models.translated(self._model, self._models.labels[rows]) >= 0
-        )
+        labels = self._models.translated(self._model, self._models.labels[rows])
+        places = np.flatnonzero(labels >= 0)
+        if aimed is None and self._model == 0:
+            places = places[~self._reused(context, rows, made)[places]]
         step, total = batch_rows(context), len(places)
         for begin in range(0, total, step):
             part = places[begin : begin + step]
@@ -117,6 +127,30 @@ class Source:
         made.l2[:] = lengths(inputs, made.examples)
         return made
 
+    def _asked(self) -> v1.DistortionConfig:
+        """Returns the search for the smallest changes as a configuration of `distortion`."""
+        return v1.DistortionConfig(
+            norms=[v1.NORM_L2],
+            budget=self._config.budget,
+            methods=[v1.SEARCH_METHOD_PROJECTED],
+            black_box_runs=_BLACK_BOX_RUNS,
+            target_mode=v1.TARGET_MODE_UNTARGETED,
+        )
+
+    def _reused(self, context: Context, rows: Indices, made: Examples) -> Bools:
+        """Takes over what `distortion` has found in the same audit; returns for which probes."""
+        asked = self._asked()
+        found = reuse.found(self._searched, asked, made.examples.shape[1:])
+        known = np.zeros(len(rows), dtype=bool)
+        if found is None:
+            return known
+        _, here, there = np.intersect1d(rows, found.rows, return_indices=True)
+        known[here] = True
+        made.exists[here], made.lacking[here] = found.confirmed[there], found.lacking[there]
+        made.examples[here] = found.examples[there]
+        made.examples[:] = _past(context, look(context, asked, rows), made.examples, made.exists)
+        return known
+
     def _search(
         self,
         context: Context,
@@ -125,13 +159,7 @@ class Source:
         progress: Callable[[float], object],
     ) -> tuple[Bools, Bools, Floats]:
         """Looks for the smallest changes as `distortion` does; returns what exists and lacks."""
-        config = v1.DistortionConfig(
-            norms=[v1.NORM_L2],
-            budget=self._config.budget,
-            methods=[v1.SEARCH_METHOD_PROJECTED],
-            black_box_runs=_BLACK_BOX_RUNS,
-            target_mode=v1.TARGET_MODE_UNTARGETED,
-        )
+        config = self._asked()
         batch = look(context, config, rows)
         if aimed is not None:
             config.target_mode = v1.TARGET_MODE_GIVEN

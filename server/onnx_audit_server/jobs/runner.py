@@ -95,6 +95,7 @@ class Runner:
             command["auditor"],
             command["shard"],
             self._progress(),
+            [Path(path) for path in command["partials"]],
         )
         Path(command["result"]).write_bytes(partial)
 

@@ -217,12 +217,12 @@ class TaskExecutor:
             "auditor": task.auditor,
             "shard": task.shard,
             "result": str(result),
+            "partials": self._partials(runner, task),
         }
         artefacts = runner.scratch / "artefacts"
         if task.kind == "merge":
             artefacts.mkdir(exist_ok=True)
             command["artefacts"] = str(artefacts)
-            command["partials"] = self._partials(runner, task)
         runner.call(command, lambda: self._stop(task.audit), self._progress(task))
         if task.kind == "merge":
             for artefact in sorted(artefacts.iterdir()):
