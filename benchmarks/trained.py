@@ -56,7 +56,8 @@ class Recipe:
     coded: bool = False
 
 
-def _perceptron(*widths: int, activation: type[nn.Module] = nn.Sigmoid) -> nn.Sequential:
+def perceptron(*widths: int, activation: type[nn.Module] = nn.Sigmoid) -> nn.Sequential:
+    """Returns an untrained network of linear layers on 784 pixels."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width, following in zip((784, *widths[:-1]), widths, strict=True):
         layers += [nn.Linear(width, following), activation()]
@@ -72,15 +73,15 @@ def _convolutional() -> nn.Sequential:
 
 
 RECIPES = {
-    "fc10_1e-4": Recipe(lambda: _perceptron(10), 30, 5e-3, (1e-4,)),
-    "fc10_1e-2": Recipe(lambda: _perceptron(10), 30, 5e-3, (1e-2,)),
-    "fc10_1": Recipe(lambda: _perceptron(10), 30, 5e-3, (1.0,)),
-    "fc100-100-10": Recipe(lambda: _perceptron(100, 100, 10), 40, 3e-3, (1e-5, 1e-5, 1e-6)),
-    "fc200-200-10": Recipe(lambda: _perceptron(200, 200, 10), 40, 3e-3, (1e-5, 1e-5, 1e-6)),
-    "ae400-10": Recipe(lambda: _perceptron(400, 10), 40, 3e-3, (1e-6, 1e-6), coded=True),
+    "fc10_1e-4": Recipe(lambda: perceptron(10), 30, 5e-3, (1e-4,)),
+    "fc10_1e-2": Recipe(lambda: perceptron(10), 30, 5e-3, (1e-2,)),
+    "fc10_1": Recipe(lambda: perceptron(10), 30, 5e-3, (1.0,)),
+    "fc100-100-10": Recipe(lambda: perceptron(100, 100, 10), 40, 3e-3, (1e-5, 1e-5, 1e-6)),
+    "fc200-200-10": Recipe(lambda: perceptron(200, 200, 10), 40, 3e-3, (1e-5, 1e-5, 1e-6)),
+    "ae400-10": Recipe(lambda: perceptron(400, 10), 40, 3e-3, (1e-6, 1e-6), coded=True),
     "cnn": Recipe(_convolutional, 8, 2e-3),
     "cnn_adversarial": Recipe(_convolutional, 16, 2e-3, radius=0.25),
-    "relu20": Recipe(lambda: _perceptron(20, 10, activation=nn.ReLU), 15, 3e-3),
+    "relu20": Recipe(lambda: perceptron(20, 10, activation=nn.ReLU), 15, 3e-3),
 }
 
 
@@ -105,12 +106,13 @@ def ensure(name: str, folder: Path = CACHE, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         recipe = RECIPES[name]
         network = recipe.make()
-        _train(network, recipe, mnist("train_10000"))
-        _export(network.eval(), path)
+        train(network, recipe, mnist("train_10000"))
+        export(network.eval(), path)
     return path
 
 
-def _train(network: nn.Sequential, recipe: Recipe, images: Images) -> None:
+def train(network: nn.Sequential, recipe: Recipe, images: Images) -> None:
+    """Trains a network as a recipe says; the caller seeds torch."""
     trained: nn.Module = network
     layers = [m for m in network if isinstance(m, nn.Linear)]
     if recipe.coded:
@@ -181,7 +183,8 @@ def _attacked(network: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor
     return attacked
 
 
-def _export(network: nn.Module, path: Path) -> None:
+def export(network: nn.Module, path: Path) -> None:
+    """Writes a network as ONNX with an open batch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own say nothing about the network
         torch.onnx.export(

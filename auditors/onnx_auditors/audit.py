@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_auditors.auditor import Progress
-from onnx_auditors.context import Context
+from onnx_auditors.context import Context, Searched
 from onnx_auditors.network import require
 from onnx_auditors.network.outputs import Column
 from onnx_auditors.network.saturation import can_saturate
@@ -117,8 +118,22 @@ def run_shard(
     kind: v1.Auditor.ValueType,
     shard: int,
     progress: Progress,
+    searched: Sequence[Path] = (),
 ) -> bytes:
-    """Does one shard; returns the serialised partial."""
+    """Does one shard; returns the serialised partial.
+
+    Args:
+        configs: The resolved configurations.
+        context: What the audit works on.
+        kind: The auditor.
+        shard: Number of the shard.
+        progress: Takes what is done so far.
+        searched: Files with the partials of all shards of the auditor that this one builds on; see
+            `registry.BUILDS_ON`.
+    """
+    if searched:
+        found = AUDITORS[v1.AUDITOR_DISTORTION].resolve(configs.distortion, context)
+        context = dataclasses.replace(context, searched=Searched(found, searched))
     config = AUDITORS[kind].resolve(getattr(configs, NAMES[kind]), context)
     partial: Message = AUDITORS[kind].run(config, context, shard, progress)
     return partial.SerializeToString(deterministic=True)

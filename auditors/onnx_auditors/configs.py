@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_auditors.errors import InvalidConfig
+from onnx_auditors.transfer import config as transfer
 
 LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
 LEAST_RUNS, MOST_RUNS = 20, 1_000_000
@@ -67,6 +68,8 @@ def check(config: Message) -> None:
         _check_lipschitz(config)
     if isinstance(config, v1.UnitsConfig):
         _check_units(config)
+    if isinstance(config, v1.TransferConfig):
+        transfer.check(config)
 
 
 def _check_distortion(config: v1.DistortionConfig) -> None:

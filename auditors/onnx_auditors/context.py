@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,19 @@ _PARITY_PROBES = 64
 
 
 @dataclass(frozen=True)
+class Searched:
+    """What all shards of `distortion` have found.
+
+    Attributes:
+        config: The resolved configuration.
+        partials: Files with their partials.
+    """
+
+    config: v1.DistortionConfig
+    partials: Sequence[Path]
+
+
+@dataclass(frozen=True)
 class Context:
     """A model and a probe set, opened together.
 
@@ -40,6 +55,9 @@ class Context:
         seed: The audit's seed.
         device: Where the network computes.
         head: The linear head, where one was asked for; network and session have it.
+        peers: Files of the other models that the configuration names, by `models/{sha256}`.
+        searched: What `distortion` has found on the same model, where the same audit has it.
+        kept: What an auditor keeps for its later shards in this process; no figure depends on it.
     """
 
     network: Network
@@ -52,6 +70,9 @@ class Context:
     seed: int
     device: torch.device
     head: v1.LinearHead | None = None
+    peers: Mapping[str, Path] = field(default_factory=dict)
+    searched: Searched | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Returns probes in probe space, float32 [n, *probe shape], by index."""
@@ -111,6 +132,7 @@ def open_context(
     threads: int = _THREADS,
     head: v1.LinearHeadConfig | None = None,
     classes: bool = True,
+    peers: Mapping[str, str | Path] | None = None,
 ) -> Context:
     """Opens a model and a probe set for audits.
 
@@ -127,26 +149,26 @@ def open_context(
         threads: Threads on the CPU.
         head: The linear head to fit on the labelled probes; None for a model that has classes.
         classes: Whether the model has to have classes.
+        peers: Files of the other models that the configuration names, by `models/{sha256}`.
 
     Raises:
         AuditError: The model or the probes cannot be used, or not together.
     """
     fix_numerics(threads)
     summary = probes.summarize(probes_path, _digest(Path(probes_path)))
-    network = load(model_path, device, limits)
-    check_opset(network.summary.opset)
-    filled, notes = input_spec.resolve(spec or v1.InputSpec(), network.summary, summary)
-    if min(network.input.shape[1:]) < 1:
-        shape = input_spec.sample_shape(filled, network.summary, summary)
-        network = load(model_path, device, limits, sample_shape=shape)
+    filled, notes = v1.InputSpec(), list[str]()
+
+    def shape(model: v1.ModelSummary) -> Sequence[int]:
+        found, notes[:] = input_spec.resolve(spec or v1.InputSpec(), model, summary)
+        filled.CopyFrom(found)
+        return input_spec.sample_shape(filled, model, summary)
+
+    network = open_network(model_path, device, limits, shape)
     input_map = InputMap(filled, network.summary, summary, device)
     opened = probes.open_probes(probes_path)
     record = None
     if head is None:
-        session = Session(
-            model_path, device, threads,
-            output=network.output, classes=network.classes, column=network.column,
-        )  # fmt: skip
+        session = open_session(model_path, network, device, threads)
     else:
         network, session, record = linear_head.attach(
             network, head, input_map, opened, seed, device=device, threads=threads
@@ -162,10 +184,47 @@ def open_context(
         seed=seed,
         device=torch.device(device),
         head=record,
+        peers={name: Path(path) for name, path in (peers or {}).items()},
     )
     if classes:
-        _check_classes(context)
+        check_scores(network)
+        _check_labels(context)
     return context
+
+
+def open_network(
+    path: str | Path,
+    device: str | torch.device,
+    limits: Limits | None,
+    shape: Callable[[v1.ModelSummary], Sequence[int]],
+) -> Network:
+    """Loads a model's network; an input whose shape the model leaves open gets one.
+
+    Args:
+        path: The ONNX file, external data beside it.
+        device: Where it computes.
+        limits: What the model may cost.
+        shape: Says the shape of one sample; called once, with what the file says of itself.
+
+    Raises:
+        AuditError: The model cannot be used.
+    """
+    network = load(path, device, limits)
+    check_opset(network.summary.opset)
+    wanted = shape(network.summary)
+    if min(network.input.shape[1:]) < 1:
+        network = load(path, device, limits, sample_shape=wanted)
+    return network
+
+
+def open_session(
+    path: str | Path, network: Network, device: str | torch.device, threads: int
+) -> Session:
+    """Opens ONNX Runtime on the file of a network, to give its class scores."""
+    return Session(
+        path, str(device), threads,
+        output=network.output, classes=network.classes, column=network.column,
+    )  # fmt: skip
 
 
 def fix_numerics(threads: int) -> None:
@@ -183,21 +242,29 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_classes(context: Context) -> None:
-    classes = context.network.classes
-    if not context.network.scores_in_a_row:
+def check_scores(network: Network) -> None:
+    """Checks that a model gives one row of scores of at least two classes.
+
+    Raises:
+        InvalidModel: It does not.
+    """
+    if not network.scores_in_a_row:
         raise InvalidModel(
-            f"output '{context.network.output}' is a map or a sequence and not one row of class "
+            f"output '{network.output}' is a map or a sequence and not one row of class "
             "scores for each input; a model without classes, such as an autoencoder, is audited "
             "with a linear head on one of its values, fitted on labelled probes (--head)",
             field="linear_head",
         )
-    if classes < _LEAST_CLASSES:
+    if network.classes < _LEAST_CLASSES:
         raise InvalidModel(
-            f"output '{context.network.output}' is a choice from a single class, so no input can "
+            f"output '{network.output}' is a choice from a single class, so no input can "
             f"change it; expected at least {_LEAST_CLASSES} classes, or one score per sample that "
             "no softmax makes 1"
         )
+
+
+def _check_labels(context: Context) -> None:
+    classes = context.network.classes
     if context.summary.has_labels and context.summary.max_label >= classes:
         raise ProbesDoNotFit(
             f"labels reach {context.summary.max_label}, but the model has {classes} classes; "

@@ -30,13 +30,23 @@ def proportion(successes: int, count: int, unit: str = "1") -> v1.Estimate:
     """
     if not count:
         return v1.Estimate(value=math.nan, unit=unit)
+    return wilson(successes / count, count, unit)
+
+
+def wilson(share: float, count: int, unit: str = "1") -> v1.Estimate:
+    """Returns a share, which need not be that of a whole number, with Wilson's score interval.
+
+    Args:
+        share: In [0, 1].
+        count: Number of trials, at least 1.
+        unit: Unit of the estimate.
+    """
     z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
-    share = successes / count
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     # Without failures or successes the ends are exactly 1 and 0, which rounding may miss.
-    lower = 0.0 if successes == 0 else max(0.0, centre - spread)
-    upper = 1.0 if successes == count else min(1.0, centre + spread)
+    lower = 0.0 if share == 0 else max(0.0, centre - spread)
+    upper = 1.0 if share == 1 else min(1.0, centre + spread)
     return v1.Estimate(
         value=share, interval=_interval(lower, upper, "wilson"), count=count, unit=unit
     )

@@ -13,6 +13,7 @@ _MODULES: dict[v1.Auditor.ValueType, tuple[str, str]] = {
     v1.AUDITOR_UNITS: ("onnx_auditors.units.auditor", "UnitsAuditor"),
     v1.AUDITOR_DISTORTION: ("onnx_auditors.distortion.auditor", "DistortionAuditor"),
     v1.AUDITOR_LIPSCHITZ: ("onnx_auditors.lipschitz.auditor", "LipschitzAuditor"),
+    v1.AUDITOR_TRANSFER: ("onnx_auditors.transfer.auditor", "TransferAuditor"),
 }
 
 NAMES: dict[v1.Auditor.ValueType, str] = {
@@ -23,10 +24,6 @@ NAMES: dict[v1.Auditor.ValueType, str] = {
 }
 """Field of each auditor in `AuditorConfigs` and `Report`."""
 
-IMPLEMENTED: frozenset[v1.Auditor.ValueType] = frozenset(_MODULES)
-"""The auditors that this version has."""
-
-
 NEED_NO_CLASSES: frozenset[v1.Auditor.ValueType] = frozenset({v1.AUDITOR_UNITS})
 """Auditors that audit models without class scores too."""
 
@@ -35,6 +32,12 @@ def need_classes(configs: v1.AuditorConfigs) -> bool:
     """Says whether an auditor that is asked for needs a model with class scores."""
     asked = {field.name for field, _ in configs.ListFields()}
     return not asked <= {NAMES[kind] for kind in NEED_NO_CLASSES}
+
+
+BUILDS_ON: Mapping[v1.Auditor.ValueType, v1.Auditor.ValueType] = {
+    v1.AUDITOR_TRANSFER: v1.AUDITOR_DISTORTION
+}
+"""Auditors that take over what another has found, where the same audit has both."""
 
 
 class _Auditors(Mapping["v1.Auditor.ValueType", "Auditor[Any, Any, Any]"]):

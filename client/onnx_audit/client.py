@@ -144,7 +144,8 @@ class Client:
         Args:
             model: A model, its name, or a file to upload first.
             probes: A probe set, its name, or anything that `upload_probes` takes.
-            auditors: Names of auditors, each with its defaults, or their configurations.
+            auditors: Names of auditors, each with its defaults, or their configurations. A peer of
+                `transfer` may name a file, which is uploaded first.
             input_spec: How probes map to the model's input; what is unset the service works out
                 where that is safe and reports in `input_spec` and `input_spec_notes`.
             seed: Seed of every random draw; not negative.

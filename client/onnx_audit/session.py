@@ -107,6 +107,8 @@ class Session:
         )
         request.audit.model = yield from self._model_name(model)
         request.audit.probe_set = yield from self._probe_set_name(probes)
+        for peer in request.audit.auditors.transfer.peers:
+            peer.model = yield from self._model_name(peer.model)
         layout = self._layouts.get(request.audit.probe_set)
         if layout is not None:  # what the caller says stands in for what the source says
             request.audit.input_spec.CopyFrom(merged(layout, request.audit.input_spec))

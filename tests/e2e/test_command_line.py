@@ -126,6 +126,63 @@ def test_a_folder_of_images_gives_the_same_figures(tmp_path: Path) -> None:
     assert one["distortion"]["clean_accuracy"] == other["distortion"]["clean_accuracy"]
 
 
+def test_transfer_between_files(tmp_path: Path) -> None:
+    """A copy and an unlike peer: counts of the report follow from the exported examples."""
+    files = [models.mlp(), models.mlp(), models.mlp((16, 12, 4), seed=5)]
+    for name, model in zip(("a", "b", "c"), files, strict=True):
+        models.save(model, tmp_path / f"{name}.onnx")
+    np.savez(tmp_path / "probes.npz", inputs=models.probes(20, 16), labels=np.arange(20) % 4)
+    result = onnx_audit(
+        *("run", "a.onnx", "--probes", "probes.npz", "--box", "0,1", "--auditors", "transfer"),
+        *("--peer", "b.onnx,release=2", "--peer", "c.onnx,release=1,architecture=small"),
+        *("--tags", "release=1,architecture=large", "--budget", "30"),
+        cwd=tmp_path,
+    )
+    assert "minimal: source (row) to target (column)" in result.stdout
+    section = read_report(tmp_path / "onnx-audit-report")["transfer"]
+    assert section["models"] == ["a", "b", "c"]
+    assert {(kind["tag"], kind.get("alone", False)) for kind in section["kinds"]} == {
+        ("release", True),
+        ("architecture", True),
+        ("architecture", False),
+        ("release", False),
+    }
+    table = load_file(tmp_path / "onnx-audit-report" / "transfer-minimal.safetensors")
+    probes = models.probes(20, 16)
+    for target, name in enumerate("abc"):
+        path = tmp_path / f"{name}.onnx"
+        right = answers(path, probes) == np.arange(20) % 4
+        wrong = answers(path, table["example"]) != table["label"]
+        for source in range(3):
+            rows = (table["source"] == source) & right[table["probe"]]
+            (cell,) = (
+                cell
+                for cell in section["cells"]
+                if cell["attack"] == "TRANSFER_ATTACK_MINIMAL"
+                and (cell.get("source", 0), cell.get("target", 0)) == (source, target)
+            )
+            assert int(cell["error_rate"].get("count", 0)) == rows.sum()
+            assert cell["error_rate"].get("value", 0) == pytest.approx(wrong[rows].mean())
+    assert (table["answers"][:, 0] == table["answers"][:, 1]).all()
+    assert (tmp_path / "onnx-audit-report" / "transfer-ensemble.safetensors").exists()
+    onnx_audit(
+        *("run", "a.onnx", "--probes", "probes.npz", "--box", "0,1", "--budget", "30"),
+        *("--auditors", "distortion,transfer", "--attacks", "minimal", "--peer", "c.onnx"),
+        *("--out", "both"),
+        cwd=tmp_path,
+    )
+    minimal = load_file(tmp_path / "both" / "transfer-minimal.safetensors")
+    smallest = load_file(tmp_path / "both" / "distortion-l2.safetensors")
+    own = minimal["source"] == 0
+    # Transfer goes 0.1 % further, or less where the box stands in the way.
+    ratio = minimal["l2"][own] / smallest["distance"][minimal["probe"][own]]
+    assert own.any()
+    assert ((ratio >= 1) & (ratio <= 1.001 + 1e-6)).all()
+    alone = ("run", "a.onnx", "--probes", "probes.npz", "--peer", "b.onnx")
+    refused = onnx_audit(*alone, cwd=tmp_path, expect=2)
+    assert "--auditors transfer" in refused.stderr
+
+
 def test_the_digest_can_be_checked_by_hand(tmp_path: Path) -> None:
     """The recipe of docs/report.md gives the digest, in another folder the same one."""
     models.save(models.mlp(), tmp_path / "model.onnx")

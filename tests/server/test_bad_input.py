@@ -21,7 +21,6 @@ from onnx_audit.errors import (
     InvalidRequest,
     NotFound,
     ServiceError,
-    Unimplemented,
 )
 from onnx_audit.v1 import audit_pb2_grpc, blob_pb2_grpc, model_pb2_grpc, probe_set_pb2_grpc
 
@@ -224,14 +223,39 @@ def test_a_request_id_with_another_request(
     assert caught.value.reason == "REQUEST_ID_REUSED"
 
 
-@pytest.mark.parametrize("auditor", ["transfer"])
-def test_auditors_that_are_not_offered(
-    client: Client, model: v1.Model, probe_set: v1.ProbeSet, auditor: str
+def test_peers_that_cannot_be_compared(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet, tmp_path: Path
 ) -> None:
-    """The other auditors answer UNIMPLEMENTED by name."""
-    with pytest.raises(Unimplemented) as caught:
-        client.audit(model, probe_set, auditors=(auditor,))
-    assert auditor in str(caught.value)
+    """No peer, an unknown one and one of another input are refused before anything runs."""
+
+    def ask(*peers: v1.PeerModel) -> v1.Audit:
+        configs = v1.AuditorConfigs(transfer=v1.TransferConfig(peers=peers))
+        return client.audit(model, probe_set, auditors=configs)
+
+    with pytest.raises(InvalidRequest) as invalid:
+        ask()
+    assert fields(invalid.value) == ["audit.auditors.transfer.peers"]
+    name = "models/" + "5" * 64
+    with pytest.raises(FailedPrecondition, match=name):
+        ask(v1.PeerModel(model=name))
+    with pytest.raises(InvalidRequest) as invalid:
+        ask(v1.PeerModel(model=model.name), v1.PeerModel(model=model.name, label_map=[-2]))
+    assert fields(invalid.value) == ["audit.auditors.transfer.peers[1].label_map"]
+    other = client.upload_model(models.save(models.mlp((15, 8, 4)), tmp_path / "other.onnx"))
+    with pytest.raises(InvalidRequest) as invalid:
+        ask(v1.PeerModel(model=other.name))
+    assert invalid.value.reason == "PROBES_DO_NOT_FIT"
+    assert fields(invalid.value) == ["audit.auditors.transfer.peers[0].input_spec"]
+
+
+def test_transfer_runs_only_where_it_is_asked_for(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """Without auditors in the request those run that need no further input."""
+    audit = client.audit(model, probe_set, auditors=v1.AuditorConfigs())
+    client.cancel(audit)
+    assert not audit.auditors.HasField("transfer")
+    assert audit.auditors.HasField("distortion")
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from onnx_audit import v1
 from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
-from onnx_auditors.distortion import inside, section
-from onnx_auditors.distortion.attempts import Anchors
+from onnx_auditors.distortion import drawing, inside, section
 from onnx_auditors.distortion.batch import squashed
 from onnx_auditors.distortion.memory import batch_rows
 from onnx_auditors.distortion.noise_level import DRAWS
@@ -25,9 +20,8 @@ from onnx_auditors.errors import InvalidConfig
 
 _DEFAULT_BUDGET, _DEFAULT_RUNS, _EXACT_PROBES = 500, 1000, 32
 _SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
-_ANCHORS = 512
 _MOST_REPEATED, _REPEATED_SHARE = 32, 4
-_PROBE_SEED, _ANCHOR_SEED, _REPEATED_SEED, _PROVED_SEED = 1, 3, 5, 9
+_REPEATED_SEED, _PROVED_SEED = 5, 9
 _MOST_CLASSES = 100
 """Beyond it, a search towards every other class would take longer than anybody waits."""
 
@@ -75,7 +69,7 @@ class DistortionAuditor:
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
         """Cuts the probes into shards of at most 128, into at least 4 from 32 probes on."""
-        count = _probe_count(config, context)
+        count = drawing.probe_count(context, config.max_probes)
         return Plan(shards=-(-count // _shard_size(count)), items=count, unit="probes")
 
     def run(
@@ -91,7 +85,7 @@ class DistortionAuditor:
         size = _shard_size(len(rows.probes))
         begin, end = shard * size, min((shard + 1) * size, len(rows.probes))
         step = batch_rows(context)
-        anchors = _anchors(context, step) if config.budget >= ANCHORED_BUDGET else None
+        anchors = drawing.anchors(context, step) if config.budget >= ANCHORED_BUDGET else None
         partial = Shard(config, context, anchors, step, progress).run(rows.part(slice(begin, end)))
         partial.begin, partial.end = begin, end
         return partial
@@ -125,11 +119,6 @@ class DistortionAuditor:
         return found
 
 
-def _probe_count(config: v1.DistortionConfig, context: Context) -> int:
-    count = context.summary.count
-    return min(count, config.max_probes) if config.max_probes else count
-
-
 def _shard_size(count: int) -> int:
     if count < _FEWEST_TO_SPLIT:
         return count
@@ -138,33 +127,11 @@ def _shard_size(count: int) -> int:
 
 def _audited(config: v1.DistortionConfig, context: Context) -> Rows:
     """Returns the audited probes, rising, and which of them get more work than the others."""
-    total, count = context.summary.count, _probe_count(config, context)
-    rows = np.arange(total)
-    if count < total:
-        rng = np.random.default_rng([context.seed, _PROBE_SEED])
-        rows = np.sort(rng.choice(total, size=count, replace=False))
+    rows = drawing.probes(context, config.max_probes)
+    count = len(rows)
     repeated = min(_MOST_REPEATED, -(-count // _REPEATED_SHARE))
     return Rows(
         rows,
-        twice=_some(context, _REPEATED_SEED, count, repeated),
-        proved=_some(context, _PROVED_SEED, count, min(count, config.exact_probes)),
+        twice=drawing.some(context, _REPEATED_SEED, count, repeated),
+        proved=drawing.some(context, _PROVED_SEED, count, min(count, config.exact_probes)),
     )
-
-
-def _some(context: Context, purpose: int, count: int, chosen: int) -> npt.NDArray[np.bool_]:
-    """Marks some of the audited probes, drawn with the audit's seed."""
-    rng = np.random.default_rng([context.seed, purpose])
-    marked = np.zeros(count, dtype=bool)
-    marked[rng.choice(count, size=chosen, replace=False)] = True
-    return marked
-
-
-def _anchors(context: Context, step: int) -> Anchors:
-    """Returns some probes, the same for every shard, and the network's answers to them."""
-    total = context.summary.count
-    rng = np.random.default_rng([context.seed, _ANCHOR_SEED])
-    rows = np.sort(rng.choice(total, size=min(total, _ANCHORS), replace=False))
-    points = torch.from_numpy(context.inputs(rows)).to(context.device)
-    with torch.no_grad():
-        answers = [context.logits(block).argmax(1) for block in torch.split(points, step)]
-    return points, torch.cat(answers)

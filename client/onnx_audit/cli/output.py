@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from onnx_audit import v1
 from onnx_audit.cli.figures import norm_name
+from onnx_audit.cli.transfer_view import attack_name
 from onnx_audit.client import Client
 from onnx_audit.errors import ConfigError
 
@@ -57,20 +58,24 @@ def write_report(client: Client, report: v1.Report, folder: Path) -> list[Path]:
     path = folder / "report.json"
     path.write_text(to_json(as_dict(report)) + "\n", encoding="utf-8")
     written = [path]
+    for name, blob in _artefacts(report):
+        if blob.sha256:
+            written.append(client.download(blob, folder / f"{name}.safetensors"))
+    return written + _write_galleries(client, report.units, folder)
+
+
+def _artefacts(report: v1.Report) -> Iterator[tuple[str, v1.BlobRef]]:
+    """The files beside a report, by name; those that there are not have no digest."""
     for norm in report.distortion.norms:
         name = f"distortion-{norm_name(norm.norm).lower()}"
-        for blob, ending in (
-            (norm.artefact, ""),
-            (norm.training_set, "-training"),
-            (norm.rounded.training_set, "-training-rounded"),
-        ):
-            if blob.sha256:
-                target = folder / f"{name}{ending}.safetensors"
-                written.append(client.download(blob, target))
-    if report.lipschitz.artefact.sha256:
-        target = folder / "lipschitz.safetensors"
-        written.append(client.download(report.lipschitz.artefact, target))
-    return written + _write_galleries(client, report.units, folder)
+        yield name, norm.artefact
+        yield f"{name}-training", norm.training_set
+        yield f"{name}-training-rounded", norm.rounded.training_set
+    for files in report.transfer.artefacts:
+        name = f"transfer-{attack_name(files.attack).replace(' ', '-')}"
+        yield name, files.examples
+        yield f"{name}-training", files.training_set
+    yield "lipschitz", report.lipschitz.artefact
 
 
 def _write_galleries(client: Client, section: v1.UnitsSection, folder: Path) -> list[Path]:

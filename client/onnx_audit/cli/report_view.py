@@ -19,7 +19,8 @@ from onnx_audit.cli.figures import (
 )
 from onnx_audit.cli.head_options import config_text
 from onnx_audit.cli.lipschitz_view import print_lipschitz
-from onnx_audit.cli.tables import print_section, print_table
+from onnx_audit.cli.tables import print_section
+from onnx_audit.cli.transfer_view import print_transfer
 from onnx_audit.cli.units_view import print_units
 
 
@@ -36,7 +37,7 @@ def print_report(console: Console, report: v1.Report) -> None:
     if report.HasField("lipschitz"):
         print_lipschitz(console, report.lipschitz)
     if report.HasField("transfer"):
-        _print_transfer(console, report.transfer)
+        print_transfer(console, report.transfer)
     if report.HasField("units"):
         print_units(console, report.units)
     print_section(console, "Provenance", _provenance(report))
@@ -110,23 +111,6 @@ def spec_text(spec: v1.InputSpec) -> str:
     if spec.channel_order == v1.CHANNEL_ORDER_REVERSED:
         parts.append("channels reversed")
     return "; ".join(parts) or "as stored"
-
-
-def _print_transfer(console: Console, section: v1.TransferSection) -> None:
-    print_table(
-        console,
-        "\n[bold]Transfer: errors that one model's examples induce in another[/]",
-        ("source", "target", "error rate", "noise of the same size"),
-        (
-            (
-                section.models[cell.source],
-                section.models[cell.target],
-                estimate_text(cell.error_rate),
-                estimate_text(cell.noise_error_rate),
-            )
-            for cell in section.cells
-        ),
-    )
 
 
 def _provenance(report: v1.Report) -> list[tuple[str, str]]:

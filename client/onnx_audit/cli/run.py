@@ -18,13 +18,14 @@ from onnx_audit.cli.head_options import head_options
 from onnx_audit.cli.options import Connection, connection_options, seconds, spec_options
 from onnx_audit.cli.output import as_dict, people, print_json, write_report
 from onnx_audit.cli.report_view import print_report
+from onnx_audit.cli.transfer_options import apply_transfer, transfer_options
 from onnx_audit.cli.units_options import apply_units, units_options
 from onnx_audit.client import Client
 from onnx_audit.configs import load_auditor_configs
 from onnx_audit.errors import FailedPrecondition
 from onnx_audit.onnx_files import external_locations
 from onnx_audit.probes import load_probes
-from onnx_audit.requests import auditor_configs
+from onnx_audit.requests import auditor_configs, is_content_name
 from onnx_audit.status import require_success
 
 DEFAULT_OUT: Final = Path("onnx-audit-report")
@@ -46,6 +47,8 @@ EXIT_BY_VERDICT: Final = {
         "  onnx-audit run resnet.onnx --probes images/ --probe-layout hwc --model-layout chw \\\n"
         "      --box 0,1 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n"
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --auditors units\n"
+        "  onnx-audit run model.onnx --probes probes.npz --box 0,1 --auditors transfer \\\n"
+        "      --peer previous.onnx,release=1 --tags release=2\n"
         "  onnx-audit run autoencoder.onnx --probes probes.npz --box 0,1 --head auto\n"
         "  onnx-audit run model.onnx --probes probes.npz --spec spec.yaml --config audit.yaml \\\n"
         "      --server audits.example.org:50051 --timeout 2h"
@@ -77,6 +80,7 @@ EXIT_BY_VERDICT: Final = {
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of every random draw.")
 @distortion_options
 @units_options
+@transfer_options
 @spec_options
 @head_options
 @click.option(
@@ -103,6 +107,7 @@ def run(
     seed: int,
     distortion: v1.DistortionConfig,
     units: v1.UnitsConfig,
+    transfer: v1.TransferConfig,
     spec: v1.InputSpec,
     linear_head: v1.LinearHeadConfig | None,
     timeout: float | None,
@@ -116,7 +121,7 @@ def run(
     (probe - mean) / std in its own layout. What these options leave out is worked out where it is
     safe to, and said; where it is not, the audit is refused with the options to add.
     """
-    configs = chosen_configs(auditors, config_path, distortion, units)
+    configs = chosen_configs(auditors, config_path, distortion, units, transfer)
     external_locations(model)  # says at once whether it is ONNX
     probes = load_probes(probes_path)
     console = people(json_output=json_output)
@@ -124,6 +129,7 @@ def run(
         for note in probes.notes:
             view.say(f"{probes_path}: {note}")
         uploaded = client.upload_model(model, progress=view.upload)
+        upload_peers(client, model, configs, view)
         probe_set = client.upload_probes(probes, progress=view.upload)
         audit = client.audit(
             uploaded,
@@ -150,6 +156,7 @@ def chosen_configs(
     config: Path | None,
     distortion: v1.DistortionConfig,
     units: v1.UnitsConfig,
+    transfer: v1.TransferConfig,
 ) -> v1.AuditorConfigs:
     """The auditors to run with their settings; options stand in for values of the file.
 
@@ -166,9 +173,24 @@ def chosen_configs(
         configs = chosen
     if not configs.ListFields():
         configs = auditor_configs(["distortion"])
+    apply_transfer(transfer, distortion, configs)
     apply(distortion, configs)
     apply_units(units, configs)
     return configs
+
+
+def upload_peers(client: Client, model: Path, configs: v1.AuditorConfigs, view: EventView) -> None:
+    """Uploads the models to compare with that are files, and puts their names in the place.
+
+    Files of the same content are one model to the service; the report calls them by their names.
+    """
+    if not configs.HasField("transfer"):
+        return
+    configs.transfer.display_name = configs.transfer.display_name or model.stem
+    for peer in configs.transfer.peers:
+        if not is_content_name(peer.model, "models"):
+            peer.display_name = peer.display_name or Path(peer.model).stem
+            peer.model = client.upload_model(peer.model, progress=view.upload).name
 
 
 def follow(client: Client, audit: v1.Audit, view: EventView) -> v1.Audit:

@@ -204,7 +204,7 @@ class Audit(_message.Message):
 
     @_builtins.property
     def auditors(self) -> Global___AuditorConfigs:
-        """The auditors; none set means every one that the server has and that needs no further input."""
+        """The auditors; none set means distortion and lipschitz, which any classifier allows."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:

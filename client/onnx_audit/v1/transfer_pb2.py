@@ -26,19 +26,57 @@ from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
 from onnx_audit.v1 import probe_set_pb2 as onnx__audit_dot_v1_dot_probe__set__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1connx_audit/v1/transfer.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\x1a\x1donnx_audit/v1/probe_set.proto\"H\n\tPeerModel\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\ninput_spec\x18\x02 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\"9\n\x0eTransferConfig\x12\'\n\x05peers\x18\x01 \x03(\x0b\x32\x18.onnx_audit.v1.PeerModel\"\x8e\x01\n\x0cTransferCell\x12\x0e\n\x06source\x18\x01 \x01(\x05\x12\x0e\n\x06target\x18\x02 \x01(\x05\x12+\n\nerror_rate\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x31\n\x10noise_error_rate\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"|\n\x0fTransferSection\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.onnx_audit.v1.TransferConfig\x12\x0e\n\x06models\x18\x02 \x03(\t\x12*\n\x05\x63\x65lls\x18\x03 \x03(\x0b\x32\x1b.onnx_audit.v1.TransferCellb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1connx_audit/v1/transfer.proto\x12\ronnx_audit.v1\x1a\x1connx_audit/v1/estimate.proto\x1a\x1donnx_audit/v1/probe_set.proto\"\xfb\x01\n\tPeerModel\x12\r\n\x05model\x18\x01 \x01(\t\x12,\n\ninput_spec\x18\x02 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x30\n\x04tags\x18\x04 \x03(\x0b\x32\".onnx_audit.v1.PeerModel.TagsEntry\x12\x11\n\tlabel_map\x18\x05 \x03(\x03\x12\x14\n\x0cinput_height\x18\x06 \x01(\x05\x12\x13\n\x0binput_width\x18\x07 \x01(\x05\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf0\x02\n\x0eTransferConfig\x12\'\n\x05peers\x18\x01 \x03(\x0b\x32\x18.onnx_audit.v1.PeerModel\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x35\n\x04tags\x18\x03 \x03(\x0b\x32\'.onnx_audit.v1.TransferConfig.TagsEntry\x12.\n\x07\x61ttacks\x18\x04 \x03(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\x0e\n\x06\x62udget\x18\x05 \x01(\x05\x12\x12\n\nmax_probes\x18\x06 \x01(\x03\x12\x13\n\x0bnoise_draws\x18\x07 \x01(\x05\x12\x14\n\x0cnoise_levels\x18\x08 \x03(\x01\x12\x12\n\nrms_levels\x18\t \x03(\x01\x12\x12\n\nattack_rms\x18\n \x01(\x01\x12\x14\n\x0c\x61ttack_steps\x18\x0b \x01(\x05\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x03\n\rTransferModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x34\n\x04tags\x18\x03 \x03(\x0b\x32&.onnx_audit.v1.TransferModel.TagsEntry\x12,\n\ninput_spec\x18\x04 \x01(\x0b\x32\x18.onnx_audit.v1.InputSpec\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\x03\x12\x16\n\x0eresized_height\x18\x07 \x01(\x05\x12\x15\n\rresized_width\x18\x08 \x01(\x05\x12\x19\n\x11parity_difference\x18\t \x01(\x01\x12/\n\x0e\x63lean_accuracy\x18\n \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12(\n\x05noise\x18\x0b \x03(\x0b\x32\x19.onnx_audit.v1.FixedNoise\x12\x18\n\x10parity_tolerance\x18\x0c \x01(\x01\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\nFixedNoise\x12\r\n\x05sigma\x18\x01 \x01(\x01\x12+\n\nerror_rate\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"\x8e\x01\n\rTransferPoint\x12\x0b\n\x03rms\x18\x01 \x01(\x01\x12\x10\n\x08mean_rms\x18\x02 \x01(\x01\x12+\n\nerror_rate\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x31\n\x10noise_error_rate\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"\x81\x04\n\x0cTransferCell\x12\x0e\n\x06source\x18\x01 \x01(\x05\x12\x0e\n\x06target\x18\x02 \x01(\x05\x12+\n\nerror_rate\x18\x03 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x31\n\x10noise_error_rate\x18\x04 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12-\n\x06\x61ttack\x18\x05 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\'\n\x06\x65xcess\x18\x06 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x14\n\x07p_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11\x63orrected_p_value\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x34\n\x13shuffled_error_rate\x18\t \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12+\n\nmatch_rate\x18\n \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x31\n\x10noise_match_rate\x18\x0b \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12+\n\x05\x63urve\x18\x0c \x03(\x0b\x32\x1c.onnx_audit.v1.TransferPointB\n\n\x08_p_valueB\x14\n\x12_corrected_p_value\"\xd6\x01\n\x0bTransferRow\x12-\n\x06\x61ttack\x18\x01 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\x0e\n\x06source\x18\x02 \x01(\x05\x12\x0e\n\x06target\x18\x03 \x01(\x05\x12\x10\n\x08\x65xamples\x18\x04 \x01(\x03\x12\x11\n\tnot_found\x18\x05 \x01(\x03\x12)\n\x08mean_rms\x18\x06 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12(\n\x07mean_l2\x18\x07 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"\xf1\x01\n\x0cTransferKind\x12-\n\x06\x61ttack\x18\x01 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\x0b\n\x03tag\x18\x02 \x01(\t\x12\r\n\x05\x61lone\x18\x03 \x01(\x08\x12\r\n\x05pairs\x18\x04 \x01(\x03\x12+\n\nerror_rate\x18\x05 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\x31\n\x10noise_error_rate\x18\x06 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\'\n\x06\x65xcess\x18\x07 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\"n\n\x0e\x46oolingExample\x12-\n\x06\x61ttack\x18\x01 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\x0e\n\x06source\x18\x02 \x01(\x05\x12\r\n\x05probe\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ooled\x18\x04 \x03(\x05\"\x8b\x01\n\nFoolingSet\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x03\x12\x10\n\x08\x66ool_all\x18\x02 \x01(\x03\x12\x18\n\x10\x62y_models_fooled\x18\x03 \x03(\x03\x12/\n\x08smallest\x18\x04 \x03(\x0b\x32\x1d.onnx_audit.v1.FoolingExample\x12\x0e\n\x06proved\x18\x05 \x01(\x08\">\n\rTransferMerge\x12\x0c\n\x04left\x18\x01 \x01(\x05\x12\r\n\x05right\x18\x02 \x01(\x05\x12\x10\n\x08\x64istance\x18\x03 \x01(\x01\"\x99\x01\n\x10TransferArtefact\x12-\n\x06\x61ttack\x18\x01 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12(\n\x08\x65xamples\x18\x02 \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\x12,\n\x0ctraining_set\x18\x03 \x01(\x0b\x32\x16.onnx_audit.v1.BlobRef\"\xc6\x03\n\x0fTransferSection\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1d.onnx_audit.v1.TransferConfig\x12\x0e\n\x06models\x18\x02 \x03(\t\x12*\n\x05\x63\x65lls\x18\x03 \x03(\x0b\x32\x1b.onnx_audit.v1.TransferCell\x12\x13\n\x0bprobe_count\x18\x04 \x01(\x03\x12\x11\n\tdimension\x18\x05 \x01(\x03\x12-\n\x07\x64\x65tails\x18\x06 \x03(\x0b\x32\x1c.onnx_audit.v1.TransferModel\x12(\n\x04rows\x18\x07 \x03(\x0b\x32\x1a.onnx_audit.v1.TransferRow\x12*\n\x05kinds\x18\x08 \x03(\x0b\x32\x1b.onnx_audit.v1.TransferKind\x12*\n\x07\x66ooling\x18\t \x01(\x0b\x32\x19.onnx_audit.v1.FoolingSet\x12\r\n\x05order\x18\n \x03(\x05\x12,\n\x06merges\x18\x0b \x03(\x0b\x32\x1c.onnx_audit.v1.TransferMerge\x12\x32\n\tartefacts\x18\x0c \x03(\x0b\x32\x1f.onnx_audit.v1.TransferArtefact\"\xa5\x04\n\x0fTransferPartial\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\x05\x12\x10\n\x08\x65nsemble\x18\x04 \x01(\x08\x12\r\n\x05right\x18\x05 \x01(\x0c\x12:\n\x07\x61ttacks\x18\x06 \x03(\x0b\x32).onnx_audit.v1.TransferPartial.AttackPart\x12\x13\n\x0b\x66ixed_noise\x18\x07 \x03(\x0c\x1a\xb4\x02\n\nAttackPart\x12-\n\x06\x61ttack\x18\x01 \x01(\x0e\x32\x1d.onnx_audit.v1.TransferAttack\x12\x0e\n\x06\x65xists\x18\x02 \x01(\x0c\x12\x0f\n\x07lacking\x18\x03 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x04 \x01(\x0c\x12\n\n\x02l2\x18\x05 \x01(\x0c\x12\r\n\x05\x61imed\x18\x06 \x01(\x0c\x12\x0f\n\x07\x61nswers\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65rrors\x18\x08 \x01(\x0c\x12\x14\n\x0cnoise_errors\x18\t \x01(\x0c\x12\x10\n\x08shuffled\x18\n \x01(\x0c\x12\x0f\n\x07matches\x18\x0b \x01(\x0c\x12\x15\n\rnoise_matches\x18\x0c \x01(\x0c\x12\x38\n\x06levels\x18\r \x03(\x0b\x32(.onnx_audit.v1.TransferPartial.LevelPart\x1a>\n\tLevelPart\x12\x0b\n\x03rms\x18\x01 \x01(\x0c\x12\x0e\n\x06\x65rrors\x18\x02 \x01(\x0c\x12\x14\n\x0cnoise_errors\x18\x03 \x01(\x0c*\xfe\x01\n\x0eTransferAttack\x12\x1f\n\x1bTRANSFER_ATTACK_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_ATTACK_MINIMAL\x10\x01\x12\x1c\n\x18TRANSFER_ATTACK_MOMENTUM\x10\x02\x12\x1c\n\x18TRANSFER_ATTACK_ENSEMBLE\x10\x03\x12$\n TRANSFER_ATTACK_MINIMAL_TARGETED\x10\x04\x12%\n!TRANSFER_ATTACK_MOMENTUM_TARGETED\x10\x05\x12%\n!TRANSFER_ATTACK_ENSEMBLE_TARGETED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERMODEL']._serialized_start=108
-  _globals['_PEERMODEL']._serialized_end=180
-  _globals['_TRANSFERCONFIG']._serialized_start=182
-  _globals['_TRANSFERCONFIG']._serialized_end=239
-  _globals['_TRANSFERCELL']._serialized_start=242
-  _globals['_TRANSFERCELL']._serialized_end=384
-  _globals['_TRANSFERSECTION']._serialized_start=386
-  _globals['_TRANSFERSECTION']._serialized_end=510
+  _globals['_PEERMODEL_TAGSENTRY']._loaded_options = None
+  _globals['_PEERMODEL_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_TRANSFERCONFIG_TAGSENTRY']._loaded_options = None
+  _globals['_TRANSFERCONFIG_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_TRANSFERMODEL_TAGSENTRY']._loaded_options = None
+  _globals['_TRANSFERMODEL_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_TRANSFERATTACK']._serialized_start=3828
+  _globals['_TRANSFERATTACK']._serialized_end=4082
+  _globals['_PEERMODEL']._serialized_start=109
+  _globals['_PEERMODEL']._serialized_end=360
+  _globals['_PEERMODEL_TAGSENTRY']._serialized_start=317
+  _globals['_PEERMODEL_TAGSENTRY']._serialized_end=360
+  _globals['_TRANSFERCONFIG']._serialized_start=363
+  _globals['_TRANSFERCONFIG']._serialized_end=731
+  _globals['_TRANSFERCONFIG_TAGSENTRY']._serialized_start=317
+  _globals['_TRANSFERCONFIG_TAGSENTRY']._serialized_end=360
+  _globals['_TRANSFERMODEL']._serialized_start=734
+  _globals['_TRANSFERMODEL']._serialized_end=1146
+  _globals['_TRANSFERMODEL_TAGSENTRY']._serialized_start=317
+  _globals['_TRANSFERMODEL_TAGSENTRY']._serialized_end=360
+  _globals['_FIXEDNOISE']._serialized_start=1148
+  _globals['_FIXEDNOISE']._serialized_end=1220
+  _globals['_TRANSFERPOINT']._serialized_start=1223
+  _globals['_TRANSFERPOINT']._serialized_end=1365
+  _globals['_TRANSFERCELL']._serialized_start=1368
+  _globals['_TRANSFERCELL']._serialized_end=1881
+  _globals['_TRANSFERROW']._serialized_start=1884
+  _globals['_TRANSFERROW']._serialized_end=2098
+  _globals['_TRANSFERKIND']._serialized_start=2101
+  _globals['_TRANSFERKIND']._serialized_end=2342
+  _globals['_FOOLINGEXAMPLE']._serialized_start=2344
+  _globals['_FOOLINGEXAMPLE']._serialized_end=2454
+  _globals['_FOOLINGSET']._serialized_start=2457
+  _globals['_FOOLINGSET']._serialized_end=2596
+  _globals['_TRANSFERMERGE']._serialized_start=2598
+  _globals['_TRANSFERMERGE']._serialized_end=2660
+  _globals['_TRANSFERARTEFACT']._serialized_start=2663
+  _globals['_TRANSFERARTEFACT']._serialized_end=2816
+  _globals['_TRANSFERSECTION']._serialized_start=2819
+  _globals['_TRANSFERSECTION']._serialized_end=3273
+  _globals['_TRANSFERPARTIAL']._serialized_start=3276
+  _globals['_TRANSFERPARTIAL']._serialized_end=3825
+  _globals['_TRANSFERPARTIAL_ATTACKPART']._serialized_start=3453
+  _globals['_TRANSFERPARTIAL_ATTACKPART']._serialized_end=3761
+  _globals['_TRANSFERPARTIAL_LEVELPART']._serialized_start=3763
+  _globals['_TRANSFERPARTIAL_LEVELPART']._serialized_end=3825
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onnx_audit.v1 import estimate_pb2 as _estimate_pb2
 from onnx_audit.v1 import probe_set_pb2 as _probe_set_pb2
 import builtins as _builtins
@@ -20,29 +21,127 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TransferAttack:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransferAttackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferAttack.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFER_ATTACK_UNSPECIFIED: _TransferAttack.ValueType  # 0
+    """Not used."""
+    TRANSFER_ATTACK_MINIMAL: _TransferAttack.ValueType  # 1
+    """The smallest change in L2 that changes the source's answer, as `distortion` looks for it."""
+    TRANSFER_ATTACK_MOMENTUM: _TransferAttack.ValueType  # 2
+    """A change of fixed size that aims at transfer: gradient steps on the source with momentum, on
+    dimmed inputs, with smoothed gradients.
+    """
+    TRANSFER_ATTACK_ENSEMBLE: _TransferAttack.ValueType  # 3
+    """The same on all models but the target at once."""
+    TRANSFER_ATTACK_MINIMAL_TARGETED: _TransferAttack.ValueType  # 4
+    """The smallest change towards a class drawn at random."""
+    TRANSFER_ATTACK_MOMENTUM_TARGETED: _TransferAttack.ValueType  # 5
+    """As MOMENTUM, towards a class drawn at random."""
+    TRANSFER_ATTACK_ENSEMBLE_TARGETED: _TransferAttack.ValueType  # 6
+    """As ENSEMBLE, towards a class drawn at random."""
+
+class TransferAttack(_TransferAttack, metaclass=_TransferAttackEnumTypeWrapper):
+    """How examples are made."""
+
+TRANSFER_ATTACK_UNSPECIFIED: TransferAttack.ValueType  # 0
+"""Not used."""
+TRANSFER_ATTACK_MINIMAL: TransferAttack.ValueType  # 1
+"""The smallest change in L2 that changes the source's answer, as `distortion` looks for it."""
+TRANSFER_ATTACK_MOMENTUM: TransferAttack.ValueType  # 2
+"""A change of fixed size that aims at transfer: gradient steps on the source with momentum, on
+dimmed inputs, with smoothed gradients.
+"""
+TRANSFER_ATTACK_ENSEMBLE: TransferAttack.ValueType  # 3
+"""The same on all models but the target at once."""
+TRANSFER_ATTACK_MINIMAL_TARGETED: TransferAttack.ValueType  # 4
+"""The smallest change towards a class drawn at random."""
+TRANSFER_ATTACK_MOMENTUM_TARGETED: TransferAttack.ValueType  # 5
+"""As MOMENTUM, towards a class drawn at random."""
+TRANSFER_ATTACK_ENSEMBLE_TARGETED: TransferAttack.ValueType  # 6
+"""As ENSEMBLE, towards a class drawn at random."""
+Global___TransferAttack: _TypeAlias = TransferAttack  # noqa: Y015
+
 @_typing.final
 class PeerModel(_message.Message):
     """Another model to compare with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     INPUT_SPEC_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LABEL_MAP_FIELD_NUMBER: _builtins.int
+    INPUT_HEIGHT_FIELD_NUMBER: _builtins.int
+    INPUT_WIDTH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{sha256}`."""
+    display_name: _builtins.str
+    """What people call it; empty means the display name under which it is registered. At most 200
+    characters.
+    """
+    input_height: _builtins.int
+    """Height of the images that the peer takes, where its input leaves it open or is flat; 0 means
+    what its input says. Probes of another size are resized on their way to this model.
+    """
+    input_width: _builtins.int
+    """Width of the images, likewise; both or none are given."""
     @_builtins.property
     def input_spec(self) -> _probe_set_pb2.InputSpec:
-        """Its own input spec; unset means the audited model's."""
+        """Its own input spec; unset means the audited model's. Box and divisor are always the audited
+        model's: all models look at the same probe space.
+        """
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In what it may differ from others, such as architecture=cnn; none means the tags under which it
+        is registered. See `TransferConfig.tags`.
+        """
+
+    @_builtins.property
+    def label_map(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each class of the audited model the peer's class that means the same, -1 for none. None
+        given: the peer numbers its classes as the audited model does.
+        """
 
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         input_spec: _probe_set_pb2.InputSpec | None = ...,
+        display_name: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        label_map: _abc.Iterable[_builtins.int] | None = ...,
+        input_height: _builtins.int = ...,
+        input_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input_spec", b"input_spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_spec", b"input_spec", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "input_height", b"input_height", "input_spec", b"input_spec", "input_width", b"input_width", "label_map", b"label_map", "model", b"model", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -54,27 +153,272 @@ class TransferConfig(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PEERS_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ATTACKS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    MAX_PROBES_FIELD_NUMBER: _builtins.int
+    NOISE_DRAWS_FIELD_NUMBER: _builtins.int
+    NOISE_LEVELS_FIELD_NUMBER: _builtins.int
+    RMS_LEVELS_FIELD_NUMBER: _builtins.int
+    ATTACK_RMS_FIELD_NUMBER: _builtins.int
+    ATTACK_STEPS_FIELD_NUMBER: _builtins.int
+    display_name: _builtins.str
+    """What people call the audited model; empty means the display name under which it is registered."""
+    budget: _builtins.int
+    """Gradient evaluations per probe for the smallest change; 0 means 500. At most 100,000."""
+    max_probes: _builtins.int
+    """Audit only this many probes, drawn with the audit's seed; 0 means all."""
+    noise_draws: _builtins.int
+    """Draws of noise of the same size per example; 0 means 4. At most 32."""
+    attack_rms: _builtins.float
+    """Size (rms) of the changes that aim at transfer, in probe space; 0 means 0.06 of the width of the
+    box.
+    """
+    attack_steps: _builtins.int
+    """Steps of these attacks; 0 means 20. At most 1,000."""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerModel]:
-        """The other models; at least one."""
+        """The other models; from 1 to 63."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In what the audited model may differ from others; none means the tags under which it is
+        registered. Any key will do; usual ones are architecture, training_set, init, hyperparameters,
+        release and precision. The report sums up the pairs of models that differ in each key.
+        """
+
+    @_builtins.property
+    def attacks(self) -> _containers.RepeatedScalarFieldContainer[Global___TransferAttack.ValueType]:
+        """How examples are made; none means MINIMAL, MOMENTUM and, from three models on, ENSEMBLE."""
+
+    @_builtins.property
+    def noise_levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Standard deviations of the Gaussian noise that is put on every probe, in probe space; none means
+        0.1 and 0.3 of the width of the box. At most 16.
+        """
+
+    @_builtins.property
+    def rms_levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Sizes (rms) to which the changes are stretched or shrunk, in probe space; none means 0.04, 0.06,
+        0.08, 0.1 and 0.15 of the width of the box. At most 16.
+        """
 
     def __init__(
         self,
         *,
         peers: _abc.Iterable[Global___PeerModel] | None = ...,
+        display_name: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        attacks: _abc.Iterable[Global___TransferAttack.ValueType] | None = ...,
+        budget: _builtins.int = ...,
+        max_probes: _builtins.int = ...,
+        noise_draws: _builtins.int = ...,
+        noise_levels: _abc.Iterable[_builtins.float] | None = ...,
+        rms_levels: _abc.Iterable[_builtins.float] | None = ...,
+        attack_rms: _builtins.float = ...,
+        attack_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attack_rms", b"attack_rms", "attack_steps", b"attack_steps", "attacks", b"attacks", "budget", b"budget", "display_name", b"display_name", "max_probes", b"max_probes", "noise_draws", b"noise_draws", "noise_levels", b"noise_levels", "peers", b"peers", "rms_levels", b"rms_levels", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferConfig: _TypeAlias = TransferConfig  # noqa: Y015
 
 @_typing.final
+class TransferModel(_message.Message):
+    """One model of the matrix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    INPUT_SPEC_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    RESIZED_HEIGHT_FIELD_NUMBER: _builtins.int
+    RESIZED_WIDTH_FIELD_NUMBER: _builtins.int
+    PARITY_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    CLEAN_ACCURACY_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    PARITY_TOLERANCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What people call it; numbers are added where two are called alike."""
+    model: _builtins.str
+    """`models/{sha256}` of a peer; empty for the audited model."""
+    classes: _builtins.int
+    """Number of its classes."""
+    resized_height: _builtins.int
+    """Height to which probes are resized for it (linear, averaging where it shrinks); 0 where they are
+    not.
+    """
+    resized_width: _builtins.int
+    """Width, likewise."""
+    parity_difference: _builtins.float
+    """Largest difference of its network's output from ONNX Runtime's, over the largest output."""
+    parity_tolerance: _builtins.float
+    """The parity's difference that is allowed; an audit with a model beyond it stops."""
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In what it may differ from others."""
+
+    @_builtins.property
+    def input_spec(self) -> _probe_set_pb2.InputSpec:
+        """How probes were mapped to its input, with everything filled in."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was worked out about it, a sentence each."""
+
+    @_builtins.property
+    def clean_accuracy(self) -> _estimate_pb2.Estimate:
+        """Share of the probes with one of its classes that it answers rightly. Without labels the audited
+        model's answers count as right.
+        """
+
+    @_builtins.property
+    def noise(self) -> _containers.RepeatedCompositeFieldContainer[Global___FixedNoise]:
+        """Errors that Gaussian noise of fixed size induces, by rising size."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        input_spec: _probe_set_pb2.InputSpec | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        classes: _builtins.int = ...,
+        resized_height: _builtins.int = ...,
+        resized_width: _builtins.int = ...,
+        parity_difference: _builtins.float = ...,
+        clean_accuracy: _estimate_pb2.Estimate | None = ...,
+        noise: _abc.Iterable[Global___FixedNoise] | None = ...,
+        parity_tolerance: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec", "model", b"model", "name", b"name", "noise", b"noise", "notes", b"notes", "parity_difference", b"parity_difference", "parity_tolerance", b"parity_tolerance", "resized_height", b"resized_height", "resized_width", b"resized_width", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferModel: _TypeAlias = TransferModel  # noqa: Y015
+
+@_typing.final
+class FixedNoise(_message.Message):
+    """Gaussian noise of fixed standard deviation on the probes that a model answers rightly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGMA_FIELD_NUMBER: _builtins.int
+    ERROR_RATE_FIELD_NUMBER: _builtins.int
+    sigma: _builtins.float
+    """Standard deviation in probe space, before the noise is cut off at the box."""
+    @_builtins.property
+    def error_rate(self) -> _estimate_pb2.Estimate:
+        """Share of the probes with a wrong answer, over the first draw."""
+
+    def __init__(
+        self,
+        *,
+        sigma: _builtins.float = ...,
+        error_rate: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "sigma", b"sigma"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FixedNoise: _TypeAlias = FixedNoise  # noqa: Y015
+
+@_typing.final
+class TransferPoint(_message.Message):
+    """A cell at one size of the changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RMS_FIELD_NUMBER: _builtins.int
+    MEAN_RMS_FIELD_NUMBER: _builtins.int
+    ERROR_RATE_FIELD_NUMBER: _builtins.int
+    NOISE_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    rms: _builtins.float
+    """The size that the changes are brought to."""
+    mean_rms: _builtins.float
+    """Mean size that they have; less than `rms` where the box does not allow more."""
+    @_builtins.property
+    def error_rate(self) -> _estimate_pb2.Estimate:
+        """Error rate of the target on these changes."""
+
+    @_builtins.property
+    def noise_error_rate(self) -> _estimate_pb2.Estimate:
+        """Error rate on Gaussian noise of the same sizes."""
+
+    def __init__(
+        self,
+        *,
+        rms: _builtins.float = ...,
+        mean_rms: _builtins.float = ...,
+        error_rate: _estimate_pb2.Estimate | None = ...,
+        noise_error_rate: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "noise_error_rate", b"noise_error_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "mean_rms", b"mean_rms", "noise_error_rate", b"noise_error_rate", "rms", b"rms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferPoint: _TypeAlias = TransferPoint  # noqa: Y015
+
+@_typing.final
 class TransferCell(_message.Message):
-    """One cell of the matrix."""
+    """One cell of the matrix: the examples of a source, and how a target answers them. It is over the
+    probes for which the source has an example and that the target answers rightly without change.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,17 +426,57 @@ class TransferCell(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     ERROR_RATE_FIELD_NUMBER: _builtins.int
     NOISE_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    ATTACK_FIELD_NUMBER: _builtins.int
+    EXCESS_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    CORRECTED_P_VALUE_FIELD_NUMBER: _builtins.int
+    SHUFFLED_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    MATCH_RATE_FIELD_NUMBER: _builtins.int
+    NOISE_MATCH_RATE_FIELD_NUMBER: _builtins.int
+    CURVE_FIELD_NUMBER: _builtins.int
     source: _builtins.int
-    """Row: index of the source model, the audited one first."""
+    """Row: index of the source model, the audited one first; -1 for an ensemble of all models but the
+    target.
+    """
     target: _builtins.int
     """Column: index of the target model."""
+    attack: Global___TransferAttack.ValueType
+    """How the examples were made."""
+    p_value: _builtins.float
+    """Probability of at least as many errors if an example were no different from its draws of noise;
+    exact. Not set on the diagonal, where examples are made for the target itself.
+    """
+    corrected_p_value: _builtins.float
+    """The same after Holm's correction over all cells with a p-value."""
     @_builtins.property
     def error_rate(self) -> _estimate_pb2.Estimate:
         """Error rate that the source's examples induce among probes that the target answers rightly."""
 
     @_builtins.property
     def noise_error_rate(self) -> _estimate_pb2.Estimate:
-        """Error rate that noise of the same size induces."""
+        """Error rate that Gaussian noise of the same size induces, over all draws; its interval is as wide
+        as that of one draw.
+        """
+
+    @_builtins.property
+    def excess(self) -> _estimate_pb2.Estimate:
+        """Error rate of the examples less that of the noise."""
+
+    @_builtins.property
+    def shuffled_error_rate(self) -> _estimate_pb2.Estimate:
+        """Error rate that another probe's change of the same size induces."""
+
+    @_builtins.property
+    def match_rate(self) -> _estimate_pb2.Estimate:
+        """Targeted attacks: share of the answers that are the class aimed at."""
+
+    @_builtins.property
+    def noise_match_rate(self) -> _estimate_pb2.Estimate:
+        """Targeted attacks: the same under noise of the same size."""
+
+    @_builtins.property
+    def curve(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferPoint]:
+        """Error rate over the size of the changes."""
 
     def __init__(
         self,
@@ -101,14 +485,285 @@ class TransferCell(_message.Message):
         target: _builtins.int = ...,
         error_rate: _estimate_pb2.Estimate | None = ...,
         noise_error_rate: _estimate_pb2.Estimate | None = ...,
+        attack: Global___TransferAttack.ValueType = ...,
+        excess: _estimate_pb2.Estimate | None = ...,
+        p_value: _builtins.float | None = ...,
+        corrected_p_value: _builtins.float | None = ...,
+        shuffled_error_rate: _estimate_pb2.Estimate | None = ...,
+        match_rate: _estimate_pb2.Estimate | None = ...,
+        noise_match_rate: _estimate_pb2.Estimate | None = ...,
+        curve: _abc.Iterable[Global___TransferPoint] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "noise_error_rate", b"noise_error_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_corrected_p_value", b"_corrected_p_value", "_p_value", b"_p_value", "corrected_p_value", b"corrected_p_value", "error_rate", b"error_rate", "excess", b"excess", "match_rate", b"match_rate", "noise_error_rate", b"noise_error_rate", "noise_match_rate", b"noise_match_rate", "p_value", b"p_value", "shuffled_error_rate", b"shuffled_error_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "noise_error_rate", b"noise_error_rate", "source", b"source", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_corrected_p_value", b"_corrected_p_value", "_p_value", b"_p_value", "attack", b"attack", "corrected_p_value", b"corrected_p_value", "curve", b"curve", "error_rate", b"error_rate", "excess", b"excess", "match_rate", b"match_rate", "noise_error_rate", b"noise_error_rate", "noise_match_rate", b"noise_match_rate", "p_value", b"p_value", "shuffled_error_rate", b"shuffled_error_rate", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__corrected_p_value: _TypeAlias = _typing.Literal["corrected_p_value"]  # noqa: Y015
+    _WhichOneofArgType__corrected_p_value: _TypeAlias = _typing.Literal["_corrected_p_value", b"_corrected_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__corrected_p_value) -> _WhichOneofReturnType__corrected_p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+
+Global___TransferCell: _TypeAlias = TransferCell  # noqa: Y015
+
+@_typing.final
+class TransferRow(_message.Message):
+    """The examples of one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACK_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    NOT_FOUND_FIELD_NUMBER: _builtins.int
+    MEAN_RMS_FIELD_NUMBER: _builtins.int
+    MEAN_L2_FIELD_NUMBER: _builtins.int
+    attack: Global___TransferAttack.ValueType
+    """How they were made."""
+    source: _builtins.int
+    """Index of the source model; -1 for ensembles."""
+    target: _builtins.int
+    """Index of the model that is left out of the ensemble; -1 else."""
+    examples: _builtins.int
+    """Number of examples."""
+    not_found: _builtins.int
+    """Probes that the source answers rightly without an example."""
+    @_builtins.property
+    def mean_rms(self) -> _estimate_pb2.Estimate:
+        """Mean distortion sqrt(sum(r^2) / n)."""
+
+    @_builtins.property
+    def mean_l2(self) -> _estimate_pb2.Estimate:
+        """Mean Euclidean length."""
+
+    def __init__(
+        self,
+        *,
+        attack: Global___TransferAttack.ValueType = ...,
+        source: _builtins.int = ...,
+        target: _builtins.int = ...,
+        examples: _builtins.int = ...,
+        not_found: _builtins.int = ...,
+        mean_rms: _estimate_pb2.Estimate | None = ...,
+        mean_l2: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean_l2", b"mean_l2", "mean_rms", b"mean_rms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attack", b"attack", "examples", b"examples", "mean_l2", b"mean_l2", "mean_rms", b"mean_rms", "not_found", b"not_found", "source", b"source", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TransferCell: _TypeAlias = TransferCell  # noqa: Y015
+Global___TransferRow: _TypeAlias = TransferRow  # noqa: Y015
+
+@_typing.final
+class TransferKind(_message.Message):
+    """All pairs of models that differ in one respect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACK_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    ERROR_RATE_FIELD_NUMBER: _builtins.int
+    NOISE_ERROR_RATE_FIELD_NUMBER: _builtins.int
+    EXCESS_FIELD_NUMBER: _builtins.int
+    attack: Global___TransferAttack.ValueType
+    """How the examples were made."""
+    tag: _builtins.str
+    """The tag's key."""
+    alone: _builtins.bool
+    """Whether the pairs agree in all other tags that both have."""
+    pairs: _builtins.int
+    """Number of ordered pairs."""
+    @_builtins.property
+    def error_rate(self) -> _estimate_pb2.Estimate:
+        """Error rate over the cells of these pairs; each weighs by its count. The interval comes from
+        resampling probes.
+        """
+
+    @_builtins.property
+    def noise_error_rate(self) -> _estimate_pb2.Estimate:
+        """The same under noise of the same size."""
+
+    @_builtins.property
+    def excess(self) -> _estimate_pb2.Estimate:
+        """The difference."""
+
+    def __init__(
+        self,
+        *,
+        attack: Global___TransferAttack.ValueType = ...,
+        tag: _builtins.str = ...,
+        alone: _builtins.bool = ...,
+        pairs: _builtins.int = ...,
+        error_rate: _estimate_pb2.Estimate | None = ...,
+        noise_error_rate: _estimate_pb2.Estimate | None = ...,
+        excess: _estimate_pb2.Estimate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "excess", b"excess", "noise_error_rate", b"noise_error_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attack", b"attack", "error_rate", b"error_rate", "excess", b"excess", "noise_error_rate", b"noise_error_rate", "pairs", b"pairs", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferKind: _TypeAlias = TransferKind  # noqa: Y015
+
+@_typing.final
+class FoolingExample(_message.Message):
+    """An example and whom it fools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACK_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    FOOLED_FIELD_NUMBER: _builtins.int
+    attack: Global___TransferAttack.ValueType
+    """How it was made."""
+    source: _builtins.int
+    """Index of the source model; -1 for ensembles."""
+    probe: _builtins.int
+    """Index of the probe."""
+    @_builtins.property
+    def fooled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the models that answer the probe rightly and the example wrongly, the source included."""
+
+    def __init__(
+        self,
+        *,
+        attack: Global___TransferAttack.ValueType = ...,
+        source: _builtins.int = ...,
+        probe: _builtins.int = ...,
+        fooled: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attack", b"attack", "fooled", b"fooled", "probe", b"probe", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoolingExample: _TypeAlias = FoolingExample  # noqa: Y015
+
+@_typing.final
+class FoolingSet(_message.Message):
+    """Examples that fool several models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    FOOL_ALL_FIELD_NUMBER: _builtins.int
+    BY_MODELS_FOOLED_FIELD_NUMBER: _builtins.int
+    SMALLEST_FIELD_NUMBER: _builtins.int
+    PROVED_FIELD_NUMBER: _builtins.int
+    examples: _builtins.int
+    """Examples of single sources, over all attacks."""
+    fool_all: _builtins.int
+    """Those whose probe every model answers rightly and that fool every model."""
+    proved: _builtins.bool
+    """Whether it is proved that there is no smaller one; false where only the 4,096 examples that fool
+    most were looked at.
+    """
+    @_builtins.property
+    def by_models_fooled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of examples by the number of models that they fool, from 0 on."""
+
+    @_builtins.property
+    def smallest(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoolingExample]:
+        """A smallest set of examples of which each model that any example fools is fooled by one."""
+
+    def __init__(
+        self,
+        *,
+        examples: _builtins.int = ...,
+        fool_all: _builtins.int = ...,
+        by_models_fooled: _abc.Iterable[_builtins.int] | None = ...,
+        smallest: _abc.Iterable[Global___FoolingExample] | None = ...,
+        proved: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_models_fooled", b"by_models_fooled", "examples", b"examples", "fool_all", b"fool_all", "proved", b"proved", "smallest", b"smallest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoolingSet: _TypeAlias = FoolingSet  # noqa: Y015
+
+@_typing.final
+class TransferMerge(_message.Message):
+    """Two groups of models that are joined; groups are numbered from the models on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    left: _builtins.int
+    """The first group."""
+    right: _builtins.int
+    """The second group."""
+    distance: _builtins.float
+    """Their mean distance: 1 less the mean transfer rate of the smallest changes in both directions."""
+    def __init__(
+        self,
+        *,
+        left: _builtins.int = ...,
+        right: _builtins.int = ...,
+        distance: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "left", b"left", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferMerge: _TypeAlias = TransferMerge  # noqa: Y015
+
+@_typing.final
+class TransferArtefact(_message.Message):
+    """Files with the examples of one attack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTACK_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    TRAINING_SET_FIELD_NUMBER: _builtins.int
+    attack: Global___TransferAttack.ValueType
+    """How they were made."""
+    @_builtins.property
+    def examples(self) -> _estimate_pb2.BlobRef:
+        """Safetensors blob, a row per example: `source`, `left_out` and `probe` (int64; -1 for none),
+        `label` and, for targeted attacks, `aimed` in the audited model's classes; `rms` and `l2` (float64);
+        `example` (float32, probe space); `answers` (int64, a column per model in its own classes; -1
+        where it was not asked) and `fooled` (uint8, likewise; 255 where it was not asked): whether a
+        model answers the probe rightly and the example wrongly.
+        """
+
+    @_builtins.property
+    def training_set(self) -> _estimate_pb2.BlobRef:
+        """Safetensors blob in the form of a probe set, in probe space (divisor 1): the examples that fool a
+        model besides their source as `inputs`, their right labels as `labels`. Not set where there is
+        none.
+        """
+
+    def __init__(
+        self,
+        *,
+        attack: Global___TransferAttack.ValueType = ...,
+        examples: _estimate_pb2.BlobRef | None = ...,
+        training_set: _estimate_pb2.BlobRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "training_set", b"training_set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attack", b"attack", "examples", b"examples", "training_set", b"training_set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferArtefact: _TypeAlias = TransferArtefact  # noqa: Y015
 
 @_typing.final
 class TransferSection(_message.Message):
@@ -119,6 +774,19 @@ class TransferSection(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    PROBE_COUNT_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    FOOLING_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    MERGES_FIELD_NUMBER: _builtins.int
+    ARTEFACTS_FIELD_NUMBER: _builtins.int
+    probe_count: _builtins.int
+    """Probes audited."""
+    dimension: _builtins.int
+    """Dimension of probe space: the number n in the definition of rms."""
     @_builtins.property
     def config(self) -> Global___TransferConfig:
         """The configuration with its defaults filled in."""
@@ -129,7 +797,35 @@ class TransferSection(_message.Message):
 
     @_builtins.property
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferCell]:
-        """The cells, by row."""
+        """The cells, by attack and row."""
+
+    @_builtins.property
+    def details(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferModel]:
+        """The models."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferRow]:
+        """The examples of each row."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferKind]:
+        """Per kind of difference between models."""
+
+    @_builtins.property
+    def fooling(self) -> Global___FoolingSet:
+        """Examples that fool several models."""
+
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Models in an order in which similar ones are neighbours."""
+
+    @_builtins.property
+    def merges(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferMerge]:
+        """How models group together, nearest first."""
+
+    @_builtins.property
+    def artefacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferArtefact]:
+        """The examples."""
 
     def __init__(
         self,
@@ -137,11 +833,172 @@ class TransferSection(_message.Message):
         config: Global___TransferConfig | None = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
         cells: _abc.Iterable[Global___TransferCell] | None = ...,
+        probe_count: _builtins.int = ...,
+        dimension: _builtins.int = ...,
+        details: _abc.Iterable[Global___TransferModel] | None = ...,
+        rows: _abc.Iterable[Global___TransferRow] | None = ...,
+        kinds: _abc.Iterable[Global___TransferKind] | None = ...,
+        fooling: Global___FoolingSet | None = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
+        merges: _abc.Iterable[Global___TransferMerge] | None = ...,
+        artefacts: _abc.Iterable[Global___TransferArtefact] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "fooling", b"fooling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "config", b"config", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "cells", b"cells", "config", b"config", "details", b"details", "dimension", b"dimension", "fooling", b"fooling", "kinds", b"kinds", "merges", b"merges", "models", b"models", "order", b"order", "probe_count", b"probe_count", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferSection: _TypeAlias = TransferSection  # noqa: Y015
+
+@_typing.final
+class TransferPartial(_message.Message):
+    """What one shard of `transfer` hands to the merge: the examples of one source, or of the ensemble that
+    leaves one model out, for a block of probes. Columns are all models, or the one left out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AttackPart(_message.Message):
+        """What one attack gives; n probes, m columns."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ATTACK_FIELD_NUMBER: _builtins.int
+        EXISTS_FIELD_NUMBER: _builtins.int
+        LACKING_FIELD_NUMBER: _builtins.int
+        EXAMPLES_FIELD_NUMBER: _builtins.int
+        L2_FIELD_NUMBER: _builtins.int
+        AIMED_FIELD_NUMBER: _builtins.int
+        ANSWERS_FIELD_NUMBER: _builtins.int
+        ERRORS_FIELD_NUMBER: _builtins.int
+        NOISE_ERRORS_FIELD_NUMBER: _builtins.int
+        SHUFFLED_FIELD_NUMBER: _builtins.int
+        MATCHES_FIELD_NUMBER: _builtins.int
+        NOISE_MATCHES_FIELD_NUMBER: _builtins.int
+        LEVELS_FIELD_NUMBER: _builtins.int
+        attack: Global___TransferAttack.ValueType
+        """The attack."""
+        exists: _builtins.bytes
+        """Whether there is an example, uint8 [n]."""
+        lacking: _builtins.bytes
+        """Whether the source answers the probe rightly but has no example, uint8 [n]."""
+        examples: _builtins.bytes
+        """Examples in probe space, float32 [n, ...]; the probe where there is none."""
+        l2: _builtins.bytes
+        """Lengths of the changes, float64 [n]."""
+        aimed: _builtins.bytes
+        """Classes aimed at, in the audited model's numbers, int64 [n]; empty for untargeted attacks."""
+        answers: _builtins.bytes
+        """Answers in the targets' own classes, int64 [n, m]."""
+        errors: _builtins.bytes
+        """Whether the answers are wrong, uint8 [n, m]."""
+        noise_errors: _builtins.bytes
+        """Number of draws of noise with a wrong answer, uint8 [n, m]."""
+        shuffled: _builtins.bytes
+        """Whether the answer is wrong under another probe's change, uint8 [n, m]; 2 where there is none."""
+        matches: _builtins.bytes
+        """Whether the answer is the class aimed at, uint8 [n, m]; empty for untargeted attacks."""
+        noise_matches: _builtins.bytes
+        """Number of draws of noise for which it is, uint8 [n, m]; likewise."""
+        @_builtins.property
+        def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferPartial.LevelPart]:
+            """Per size of the changes."""
+
+        def __init__(
+            self,
+            *,
+            attack: Global___TransferAttack.ValueType = ...,
+            exists: _builtins.bytes = ...,
+            lacking: _builtins.bytes = ...,
+            examples: _builtins.bytes = ...,
+            l2: _builtins.bytes = ...,
+            aimed: _builtins.bytes = ...,
+            answers: _builtins.bytes = ...,
+            errors: _builtins.bytes = ...,
+            noise_errors: _builtins.bytes = ...,
+            shuffled: _builtins.bytes = ...,
+            matches: _builtins.bytes = ...,
+            noise_matches: _builtins.bytes = ...,
+            levels: _abc.Iterable[Global___TransferPartial.LevelPart] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["aimed", b"aimed", "answers", b"answers", "attack", b"attack", "errors", b"errors", "examples", b"examples", "exists", b"exists", "l2", b"l2", "lacking", b"lacking", "levels", b"levels", "matches", b"matches", "noise_errors", b"noise_errors", "noise_matches", b"noise_matches", "shuffled", b"shuffled"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LevelPart(_message.Message):
+        """The changes brought to one size."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        RMS_FIELD_NUMBER: _builtins.int
+        ERRORS_FIELD_NUMBER: _builtins.int
+        NOISE_ERRORS_FIELD_NUMBER: _builtins.int
+        rms: _builtins.bytes
+        """Their sizes (rms) inside the box, float64 [n]."""
+        errors: _builtins.bytes
+        """Whether answers are wrong, uint8 [n, m]."""
+        noise_errors: _builtins.bytes
+        """The same for one draw of noise, uint8 [n, m]."""
+        def __init__(
+            self,
+            *,
+            rms: _builtins.bytes = ...,
+            errors: _builtins.bytes = ...,
+            noise_errors: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "noise_errors", b"noise_errors", "rms", b"rms"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ENSEMBLE_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    ATTACKS_FIELD_NUMBER: _builtins.int
+    FIXED_NOISE_FIELD_NUMBER: _builtins.int
+    begin: _builtins.int
+    """First position of the shard in the list of audited probes."""
+    end: _builtins.int
+    """One past the last position."""
+    model: _builtins.int
+    """Index of the source, or of the model left out."""
+    ensemble: _builtins.bool
+    """Whether it is an ensemble's."""
+    right: _builtins.bytes
+    """Per probe and column: 1 for a right answer to the probe, 0 for a wrong one, 2 where the target
+    has no class for the label. Uint8, row-major.
+    """
+    @_builtins.property
+    def attacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferPartial.AttackPart]:
+        """Per attack."""
+
+    @_builtins.property
+    def fixed_noise(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Per standard deviation: 1 where noise changes the source's right answer. Uint8; sources alone."""
+
+    def __init__(
+        self,
+        *,
+        begin: _builtins.int = ...,
+        end: _builtins.int = ...,
+        model: _builtins.int = ...,
+        ensemble: _builtins.bool = ...,
+        right: _builtins.bytes = ...,
+        attacks: _abc.Iterable[Global___TransferPartial.AttackPart] | None = ...,
+        fixed_noise: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attacks", b"attacks", "begin", b"begin", "end", b"end", "ensemble", b"ensemble", "fixed_noise", b"fixed_noise", "model", b"model", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferPartial: _TypeAlias = TransferPartial  # noqa: Y015

@@ -11,8 +11,12 @@ from onnx_audit_server.api import names
 from onnx_audit_server.api.models import check_display_name
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.records import Records
-from onnx_auditors import configs, input_spec, registry
+from onnx_auditors import configs, input_spec
 from onnx_auditors.errors import AuditError, ProbesDoNotFit
+from onnx_auditors.transfer import peer_spec
+
+_DEFAULT = ("distortion", "lipschitz")
+"""What an audit runs that names no auditor: what any classifier and any probes allow."""
 
 
 def check_audit(audit: v1.Audit, records: Records, longest: float) -> None:
@@ -65,20 +69,10 @@ def _check_timeout(audit: v1.Audit, longest: float) -> None:
 
 def _check_auditors(audit: v1.Audit) -> None:
     asked = [field.name for field, _ in audit.auditors.ListFields()]
-    offered = [name for kind, name in registry.NAMES.items() if kind in registry.IMPLEMENTED]
     if not asked:
-        for name in offered:
+        for name in _DEFAULT:
             getattr(audit.auditors, name).SetInParent()
         return
-    lacking = [name for name in asked if name not in offered]
-    if lacking:
-        raise ServiceError(
-            "NOT_IMPLEMENTED",
-            f"this server does not have the auditor {', '.join(lacking)}; "
-            f"it has {', '.join(offered)}",
-            violations=[(f"audit.auditors.{name}", "not offered") for name in lacking],
-            metadata={"auditor": lacking[0]},
-        )
     for name in asked:
         try:
             configs.check(getattr(audit.auditors, name))
@@ -118,6 +112,44 @@ def _check_inputs(audit: v1.Audit, records: Records) -> None:
         _check_linear_head(audit.linear_head, probe_set.summary)
     audit.input_spec.CopyFrom(spec)
     audit.input_spec_notes.extend(notes)
+    if audit.auditors.HasField("transfer"):
+        _check_peers(audit, model, probe_set, records)
+
+
+def _check_peers(
+    audit: v1.Audit, model: v1.Model, probe_set: v1.ProbeSet, records: Records
+) -> None:
+    """Checks the models to compare with, and fills in their names and tags as registered."""
+    config = audit.auditors.transfer
+    config.display_name = config.display_name or model.display_name
+    if not config.tags:
+        config.tags.update(model.tags)
+    for i, peer in enumerate(config.peers):
+        prefix = f"audit.auditors.transfer.peers[{i}]."
+        digest = names.parse(peer.model, "models", f"{prefix}model")
+        known = records.get_model(digest)
+        if known is None:
+            raise ServiceError(
+                "BLOB_MISSING",
+                f"{peer.model} is not registered; upload it and call ModelService.CreateModel "
+                "first",
+                metadata={"resource": peer.model},
+            )
+        peer.display_name = peer.display_name or known.display_name
+        if not peer.tags:
+            peer.tags.update(known.tags)
+        try:
+            peer_spec.resolve(
+                peer, known.summary, probe_set.summary, audit.input_spec, f"peers[{i}]."
+            )
+        except AuditError as error:
+            field = f"audit.auditors.transfer.{error.metadata.get('field', f'peers[{i}]')}"
+            raise ServiceError(
+                error.reason,
+                str(error),
+                violations=[(field, str(error))],
+                metadata=error.metadata,
+            ) from None
 
 
 def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary) -> None:

@@ -56,6 +56,7 @@ class Job:
             threads=command["threads"],
             head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
             classes=need_classes(self.audit.auditors),
+            peers=command["peers"],
         )
 
 
@@ -96,6 +97,7 @@ class Runner:
             command["auditor"],
             command["shard"],
             self._progress(),
+            [Path(path) for path in command["partials"]],
         )
         Path(command["result"]).write_bytes(partial)
 

@@ -192,11 +192,23 @@ class TaskExecutor:
                 "audit": str(runner.scratch / "audit"),
                 "model": str(paths),
                 "probes": str(runner.scratch / "probes"),
+                "peers": self._peers(audit, runner.scratch / "peers"),
                 "device": self._settings.device,
                 "threads": self._settings.threads,
             },
             lambda: self._stop(audit_id),
         )
+
+    def _peers(self, audit: v1.Audit, folder: Path) -> dict[str, str]:
+        """Lays the models to compare with into folders of their own; returns their paths."""
+        paths = {}
+        for peer in audit.auditors.transfer.peers:
+            digest = peer.model.partition("/")[2]
+            model = self._records.get_model(digest)
+            assert model is not None  # noqa: S101 - CreateAudit has seen it
+            if peer.model not in paths:
+                paths[peer.model] = str(copy_model(self._blobs, model, folder / digest))
+        return paths
 
     def _command(self, runner: RunnerProcess, task: Task) -> str:
         result = runner.scratch / "result"
@@ -205,12 +217,12 @@ class TaskExecutor:
             "auditor": task.auditor,
             "shard": task.shard,
             "result": str(result),
+            "partials": self._partials(runner, task),
         }
         artefacts = runner.scratch / "artefacts"
         if task.kind == "merge":
             artefacts.mkdir(exist_ok=True)
             command["artefacts"] = str(artefacts)
-            command["partials"] = self._partials(runner, task)
         runner.call(command, lambda: self._stop(task.audit), self._progress(task))
         if task.kind == "merge":
             for artefact in sorted(artefacts.iterdir()):

@@ -31,6 +31,7 @@ from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records, now, now_us, state_changed
 from onnx_auditors.errors import AuditError
+from onnx_auditors.registry import BUILDS_ON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,11 +148,18 @@ class Worker:
     def _compute(
         self, audit: str, plans: list[tuple[v1.Auditor.ValueType, int]]
     ) -> tuple[list[str], dict[str, list[float]]]:
-        """Has all shards done, then each auditor's merge; returns section blobs and times."""
-        shards = {
-            auditor: [self._enqueue(Task(audit, "shard", auditor, n)) for n in range(count)]
-            for auditor, count in plans
-        }
+        """Has all shards done, then each auditor's merge; returns section blobs and times.
+
+        Shards that build on another auditor's wait for all of those.
+        """
+        shards: dict[v1.Auditor.ValueType, list[WorkflowHandle[str]]] = {}
+        for auditor, count in sorted(plans, key=lambda plan: plan[0] in BUILDS_ON):
+            earlier = shards.get(BUILDS_ON.get(auditor, v1.AUDITOR_UNSPECIFIED), [])
+            before = [self._wait(handle).blob for handle in earlier]
+            shards[auditor] = [
+                self._enqueue(Task(audit, "shard", auditor, n, partials=before))
+                for n in range(count)
+            ]
         sections, seconds = [], {}
         for auditor, handles in shards.items():
             done = [self._wait(handle) for handle in handles]
