@@ -52,7 +52,7 @@ def peer(python: str, job: dict[str, Any]) -> dict[str, Any]:
         path = Path(folder) / "job.npz"
         np.savez(path, **job)
         command = [python, str(Path(__file__).with_name("lipschitz_worker.py")), str(path)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
