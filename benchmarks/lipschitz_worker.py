@@ -15,7 +15,11 @@ import time
 import numpy as np
 import onnx
 import torch
-from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+from auto_LiRPA import (  # type: ignore[import-not-found]
+    BoundedModule,
+    BoundedTensor,
+    PerturbationLpNorm,
+)
 from onnx import numpy_helper
 
 PRECISION = 0.004
@@ -44,14 +48,14 @@ class Graph(torch.nn.Module):
             given = [values[name] for name in node.input]
             if node.op_type == "Conv":
                 result = torch.nn.functional.conv2d(
-                    *given, stride=a["strides"], padding=a["pads"][:2], groups=a.get("group", 1)
+                    given[0], given[1], given[2], list(a["strides"]), list(a["pads"][:2])
                 )
             elif node.op_type == "Gemm":
                 result = torch.nn.functional.linear(*given)
             elif node.op_type == "Flatten":
                 result = torch.flatten(given[0], 1)
             else:
-                result = {"Relu": torch.relu, "Add": torch.add}[node.op_type](*given)
+                result = torch.relu(given[0]) if node.op_type == "Relu" else given[0] + given[1]
             values[node.output[0]] = result
         return values[self.output]
 
@@ -64,6 +68,7 @@ def _scaling(mean: np.ndarray, std: np.ndarray) -> torch.nn.Module:
     conv = torch.nn.Conv2d(mean.size, mean.size, 1)
     scale = torch.from_numpy(1 / std.ravel())
     conv.weight.data = torch.diag(scale)[..., None, None].float()
+    assert conv.bias is not None  # noqa: S101 - it has one
     conv.bias.data = (-torch.from_numpy(mean.ravel()) * scale).float()
     return conv
 
