@@ -47,8 +47,9 @@ class Graph(torch.nn.Module):
             a = {p.name: onnx.helper.get_attribute_value(p) for p in node.attribute}
             given = [values[name] for name in node.input]
             if node.op_type == "Conv":
+                bias = given[2] if len(given) > 2 else None
                 result = torch.nn.functional.conv2d(
-                    given[0], given[1], given[2], list(a["strides"]), list(a["pads"][:2])
+                    given[0], given[1], bias, list(a["strides"]), list(a["pads"][:2])
                 )
             elif node.op_type == "Gemm":
                 result = torch.nn.functional.linear(*given)
