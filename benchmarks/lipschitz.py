@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from trained import shared_data
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.trained import shared_data
 
 from onnx_auditors.lipschitz import certificates, graph_of, network_bounds
 from onnx_auditors.network import load

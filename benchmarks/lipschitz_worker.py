@@ -15,7 +15,11 @@ import time
 import numpy as np
 import onnx
 import torch
-from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+from auto_LiRPA import (  # type: ignore[import-not-found]
+    BoundedModule,
+    BoundedTensor,
+    PerturbationLpNorm,
+)
 from onnx import numpy_helper
 
 PRECISION = 0.004
@@ -30,29 +34,44 @@ class Graph(torch.nn.Module):
         weights = {t.name: numpy_helper.to_array(t).copy() for t in graph.initializer}
         self.names = {name: f"w{i}" for i, name in enumerate(weights)}
         for name, value in weights.items():
-            self.register_buffer(self.names[name], torch.from_numpy(value))
+            self.register_parameter(self.names[name], torch.nn.Parameter(torch.from_numpy(value)))
         self.nodes, self.output = list(graph.node), graph.output[0].name
         self.input = next(i.name for i in graph.input if i.name not in weights)
-        self.mean, self.std = (torch.from_numpy(v).float() for v in (mean, std))
+        self.scaling = None if mean.size == 1 else _scaling(mean, std)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values = {self.input: (x - self.mean) / self.std}
+        """Returns the logits."""
+        values = {self.input: x if self.scaling is None else self.scaling(x)}
         values.update({name: getattr(self, held) for name, held in self.names.items()})
         for node in self.nodes:
             a = {p.name: onnx.helper.get_attribute_value(p) for p in node.attribute}
             given = [values[name] for name in node.input]
             if node.op_type == "Conv":
+                bias = given[2] if len(given) > 2 else None
                 result = torch.nn.functional.conv2d(
-                    *given, stride=a["strides"], padding=a["pads"][:2], groups=a.get("group", 1)
+                    given[0], given[1], bias, list(a["strides"]), list(a["pads"][:2])
                 )
             elif node.op_type == "Gemm":
                 result = torch.nn.functional.linear(*given)
             elif node.op_type == "Flatten":
                 result = torch.flatten(given[0], 1)
             else:
-                result = {"Relu": torch.relu, "Add": torch.add}[node.op_type](*given)
+                result = torch.relu(given[0]) if node.op_type == "Relu" else given[0] + given[1]
             values[node.output[0]] = result
         return values[self.output]
+
+
+def _scaling(mean: np.ndarray, std: np.ndarray) -> torch.nn.Module:
+    """Returns (x - mean) / std as a 1x1 convolution.
+
+    As a subtraction and a division auto_LiRPA 0.7.1 gave radii in L2 that are far too large.
+    """
+    conv = torch.nn.Conv2d(mean.size, mean.size, 1)
+    scale = torch.from_numpy(1 / std.ravel())
+    conv.weight.data = torch.diag(scale)[..., None, None].float()
+    assert conv.bias is not None  # noqa: S101 - it has one
+    conv.bias.data = (-torch.from_numpy(mean.ravel()) * scale).float()
+    return conv
 
 
 def radius(model: BoundedModule, x: torch.Tensor, label: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onnx_auditors.lipschitz.activations import UNIT64
 
-_TURNS = 4
+_TURNS = 1
 """Steps towards the multiplier of the L2 ball; every multiplier gives a bound."""
 _OUT = 1e-12
 

@@ -14,9 +14,10 @@ import torch
 from onnx import helper
 from scipy.optimize import linprog, minimize
 from tests.auditors.lipschitz.nets import CLASSES, KINDS, Builder
-from tests.support import graph_model
+from tests.support import graph_model, shared_data
 
 from onnx_audit import v1
+from onnx_auditors import distortion
 from onnx_auditors.lipschitz import (
     certificates,
     certified_radii,
@@ -319,3 +320,42 @@ def test_what_has_no_constant_is_named(trap: str) -> None:
     assert any(layer.kind == v1.LIPSCHITZ_LAYER_KIND_UNBOUNDED for layer in section.layers)
     x = np.full((1, 3, 4), 0.5)
     assert not certified_radii(network, x, np.array([0])).any()
+
+
+@pytest.mark.parametrize("name", ["mnist-net_256x2", "cifar_base_kw"])
+def test_no_radius_reaches_a_known_counterexample(name: str) -> None:
+    """Where the verification competition knows a misclassified point, the radius is smaller."""
+    folder = shared_data()
+    with np.load(folder / "verified_linf.npz", allow_pickle=False) as facts:
+        wrong = ~facts[f"{name}/robust"] & (facts[f"{name}/targets"] < 0)
+        rows = np.flatnonzero(wrong)[:4]
+        images, labels = facts[f"{name}/images"][rows] / 255.0, facts[f"{name}/labels"][rows]
+        sizes = facts[f"{name}/eps"][rows]
+    if not len(rows):
+        pytest.skip("no instance of the untargeted problem is known to be violated")
+    network = load(folder / "models" / f"{name}.onnx")
+    if name.startswith("mnist"):
+        radii = certified_radii(network, images.reshape(-1, 784, 1), labels, "linf")
+    else:
+        mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).reshape(3, 1, 1)
+        radii = certified_radii(
+            network, images.transpose(0, 3, 1, 2), labels, "linf",
+            to_input=lambda p: (p - mean) / 0.225,
+        )  # fmt: skip
+    assert bool((radii > 0).all())
+    assert bool((radii < sizes).all())
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_no_radius_reaches_what_the_distortion_search_finds(norm: Literal["l2", "linf"]) -> None:
+    """On a real network each radius is below the smallest distance that is found."""
+    folder = shared_data()
+    with np.load(folder / "mnist_test_1000.npz", allow_pickle=False) as data:
+        x, labels = data["images"][::200].reshape(-1, 784, 1) / 255.0, data["labels"][::200]
+    network = load(folder / "models" / "mnist-net_256x2.onnx")
+    radii = certified_radii(network, x, labels.astype(np.int64), norm)
+    found = distortion.minimal(
+        network, torch.from_numpy(x).float(), torch.from_numpy(labels.astype(np.int64)), norm, 200
+    )
+    assert bool((radii <= found.distance.numpy()).all())
+    assert bool((radii > 0).sum() >= len(x) - 1)
