@@ -16,7 +16,7 @@ from tests import models
 from tests.service import ServiceProcess
 
 from onnx_audit import AuditFailed, Client, v1
-from onnx_audit.errors import FailedPrecondition, InvalidRequest, Unimplemented
+from onnx_audit.errors import FailedPrecondition, InvalidRequest
 from onnx_audit.v1 import audit_pb2_grpc
 
 QUICK = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=40))
@@ -244,14 +244,23 @@ def test_known_content_is_registered_again_without_harm(
     assert [found.name for found in client.models()].count(model.name) == 1
 
 
-def test_the_auditors_that_are_not_there_say_so(
+def test_an_auditor_that_lacks_something_starts_nothing(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet
 ) -> None:
-    """Asking for one that is there and one that is not starts nothing."""
+    """Asking for one that can run and one that needs other models too starts neither."""
     before = len(list(client.audits()))
-    with pytest.raises(Unimplemented):
+    with pytest.raises(InvalidRequest, match="transfer needs at least one other model"):
         client.audit(model, probe_set, auditors=("distortion", "transfer"))
     assert len(list(client.audits())) == before
+
+
+def test_an_audit_that_names_no_auditor(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet
+) -> None:
+    """It runs what any classifier allows."""
+    audit = client.audit(model, probe_set, auditors=v1.AuditorConfigs())
+    client.cancel(audit)
+    assert [field.name for field, _ in audit.auditors.ListFields()] == ["distortion", "lipschitz"]
 
 
 def test_a_linear_head_is_in_the_report(client: Client, model: v1.Model) -> None:

@@ -102,7 +102,8 @@ def _cell(cell: v1.TransferCell | None) -> Text:
     if cell.HasField("match_rate"):
         text += f" ({100 * cell.match_rate.value:.1f})"
     marked = cell.HasField("corrected_p_value") and cell.corrected_p_value < 0.05
-    text += f"{'*' if marked else ''} | {100 * cell.noise_error_rate.value:.1f}"
+    noise = cell.noise_error_rate
+    text += f"{'*' if marked else ''} | {f'{100 * noise.value:.1f}' if noise.count else '-'}"
     style = next((shade for least, shade in _SHADES if rate >= least), "")
     return Text(text, style=style)
 

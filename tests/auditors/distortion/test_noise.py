@@ -62,9 +62,9 @@ def test_half_of_the_answers_change(tmp_path: Path) -> None:
         for i in moved:
             points = noisy(entry.kind, inputs[i], scale[i], 2000)
             changed = [
-                context.scores(noisy(entry.kind, inputs[i], share * scale[i], 400)).argmax(1)
+                context.scores(noisy(entry.kind, inputs[i], share * scale[i], 2000)).argmax(1)
                 != labels[i]
-                for share in np.linspace(0.02, 1, 50)
+                for share in np.linspace(0.05, 1, 20)
             ]
             shares.append(np.any(changed, axis=0).mean())
             change = points.astype(np.float64) - inputs[i]
