@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
 from onnx_audit import v1
-from onnx_audit.cli.options import CommandT
+from onnx_audit.cli.options import CommandT, chosen, joined_options, listed
 from onnx_audit.configs import BUDGETS, budget
 from onnx_audit.errors import ConfigError
 
@@ -34,22 +32,19 @@ _TARGET_MODES: Final = {
 
 def distortion_options(command: CommandT) -> CommandT:
     """Adds the options of distortion, joined into the parameter `distortion`."""
+    return joined_options(command, "distortion", _OPTIONS, _taken)
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
-        config = v1.DistortionConfig(
-            **{name: value for name in _FLAGS if (value := kwargs.pop(name)) is not None}
-        )
-        _split_hidden(config)
-        if config.HasField("target_class"):
-            if config.target_mode:
-                raise click.UsageError("--target-class and --target-mode exclude each other")
-            config.target_mode = v1.TARGET_MODE_GIVEN
-        return command(*args, distortion=config, **kwargs)
 
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+def _taken(given: dict[str, Any]) -> v1.DistortionConfig:
+    config = v1.DistortionConfig(
+        **{name: value for name in _FLAGS if (value := given.pop(name)) is not None}
+    )
+    _split_hidden(config)
+    if config.HasField("target_class"):
+        if config.target_mode:
+            raise click.UsageError("--target-class and --target-mode exclude each other")
+        config.target_mode = v1.TARGET_MODE_GIVEN
+    return config
 
 
 def _split_hidden(config: v1.DistortionConfig) -> None:
@@ -92,32 +87,6 @@ def _budget(_context: click.Context, _parameter: click.Parameter, value: str | N
         raise click.BadParameter(str(error)) from error
 
 
-def _values(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> list[str] | None:
-    if value is None:
-        return None
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if not names:
-        raise click.BadParameter(f"{value!r}; expected auto, a number, or names of values")
-    return names
-
-
-def _names(known: Mapping[str, int]) -> Any:  # noqa: ANN401 - a callback as click wants it
-    def read(
-        _context: click.Context, _parameter: click.Parameter, value: str | None
-    ) -> list[int] | None:
-        if value is None:
-            return None
-        names = [name.strip().lower() for name in value.split(",") if name.strip()]
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
-            raise click.BadParameter(f"{value!r}; expected some of {', '.join(known)}")
-        return [known[name] for name in names]
-
-    return read
-
-
 _FLAGS: Final = (
     "norms", "budget", "target_mode", "target_class", "methods", "max_probes", "black_box_runs",
     "hidden_values", "noise", "noise_draws", "exact_probes",
@@ -126,7 +95,7 @@ _OPTIONS: Final = (
     click.option(
         "--norms",
         metavar="NAME[,NAME...]",
-        callback=_names(_NORMS),
+        callback=chosen(_NORMS),
         help="Norms in which distortion is measured: l2, linf, l1, l0.  [default: l2]",
     ),
     click.option(
@@ -153,7 +122,7 @@ _OPTIONS: Final = (
     click.option(
         "--methods",
         metavar="NAME[,NAME...]",
-        callback=_names(_METHODS),
+        callback=chosen(_METHODS),
         help="Searches that share the budget: projected; for L2 alone also lbfgs (Szegedy et al. "
         "2013) and penalised.  [default: projected]",
     ),
@@ -173,14 +142,14 @@ _OPTIONS: Final = (
     click.option(
         "--hidden-values",
         metavar="auto|N|NAME[,NAME...]",
-        callback=_values,
+        callback=listed("auto, a number, or names of values"),
         help="Hidden values whose smallest change is looked for too: their names in the graph, or "
         "so many spread over the depth (auto: 3).",
     ),
     click.option(
         "--noise",
         metavar="NAME[,NAME...]",
-        callback=_names(_NOISE),
+        callback=chosen(_NOISE),
         help="Random noise to compare with: gaussian, uniform, salt-and-pepper. The scale that "
         "changes half of the answers is looked for.",
     ),

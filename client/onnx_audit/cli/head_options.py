@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
 
 import click
 
 from onnx_audit import v1
 from onnx_audit.cli.figures import number
-from onnx_audit.cli.options import CommandT
+from onnx_audit.cli.options import CommandT, joined_options
 
 CHOOSE: Final = "auto"
 _METHODS: Final = {"ridge": v1.HEAD_METHOD_RIDGE, "softmax": v1.HEAD_METHOD_SOFTMAX}
@@ -17,22 +16,19 @@ _METHODS: Final = {"ridge": v1.HEAD_METHOD_RIDGE, "softmax": v1.HEAD_METHOD_SOFT
 
 def head_options(command: CommandT) -> CommandT:
     """Adds the options of the linear head, joined into the parameter `linear_head`."""
+    return joined_options(command, "linear_head", _OPTIONS, _taken)
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
-        value, method, l2 = (kwargs.pop(name) for name in ("head", "head_method", "head_l2"))
-        head = None
-        if value is not None:
-            head = v1.LinearHeadConfig(value="" if value == CHOOSE else value, l2=l2 or 0)
-            head.method = _METHODS.get(method, v1.HEAD_METHOD_UNSPECIFIED)
-        elif method is not None or l2 is not None:
+
+def _taken(given: dict[str, Any]) -> v1.LinearHeadConfig | None:
+    value, method, l2 = (given.pop(name) for name in ("head", "head_method", "head_l2"))
+    if value is None:
+        if method is not None or l2 is not None:
             flag = "--head-method" if method is not None else "--head-l2"
             raise click.UsageError(f"{flag} is a setting of the linear head; add --head")
-        return command(*args, linear_head=head, **kwargs)
-
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+        return None
+    head = v1.LinearHeadConfig(value="" if value == CHOOSE else value, l2=l2 or 0)
+    head.method = _METHODS.get(method, v1.HEAD_METHOD_UNSPECIFIED)
+    return head
 
 
 _OPTIONS: Final = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -33,6 +33,66 @@ def seconds(
     if match is None or float(match.group(1)) == 0:
         raise click.BadParameter(f"{value!r} is not a length of time; write 90s, 10m or 2h")
     return float(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def listed(expected: str) -> Any:  # noqa: ANN401 - a callback as click wants it
+    """Returns an option's callback that reads names between commas; `expected` is for errors."""
+
+    def read(
+        _context: click.Context, _parameter: click.Parameter, value: str | None
+    ) -> list[str] | None:
+        if value is None:
+            return None
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if not names:
+            raise click.BadParameter(f"{value!r}; expected {expected}")
+        return names
+
+    return read
+
+
+def chosen(known: Mapping[str, int]) -> Any:  # noqa: ANN401 - a callback as click wants it
+    """Returns an option's callback that reads some of the known names between commas."""
+    expected = f"some of {', '.join(known)}"
+    read_names = listed(expected)
+
+    def read(
+        context: click.Context, parameter: click.Parameter, value: str | None
+    ) -> list[int] | None:
+        names = read_names(context, parameter, value)
+        if names is None:
+            return None
+        if any(name.lower() not in known for name in names):
+            raise click.BadParameter(f"{value!r}; expected {expected}")
+        return [known[name.lower()] for name in names]
+
+    return read
+
+
+def joined_options(
+    command: CommandT,
+    parameter: str,
+    options: Sequence[Callable[..., Any]],
+    take: Callable[[dict[str, Any]], Any],
+) -> CommandT:
+    """Adds options to a command that takes one parameter instead.
+
+    Args:
+        command: The command.
+        parameter: The parameter.
+        options: What click.option returns, in the order of the help.
+        take: Takes the options' values out of the command's arguments, and makes of them that of
+            the parameter.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
+        value = take(kwargs)
+        return command(*args, **{parameter: value}, **kwargs)
+
+    for option in reversed(options):
+        wrapper = option(wrapper)
+    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
 
 
 @dataclass(frozen=True)
@@ -64,12 +124,6 @@ class Connection:
 
 def connection_options(command: CommandT) -> CommandT:
     """Adds --server and --data, joined into the parameter `connection`."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, server: str | None, data: Path | None, **kwargs: Any) -> Any:  # noqa: ANN401
-        connection = Connection(server or None, data or default_data_folder())
-        return command(*args, connection=connection, **kwargs)
-
     options = (
         click.option(
             "--server",
@@ -86,24 +140,23 @@ def connection_options(command: CommandT) -> CommandT:
             "[default: $XDG_DATA_HOME/onnx-audit]",
         ),
     )
-    for option in reversed(options):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+
+    def take(given: dict[str, Any]) -> Connection:
+        server, data = given.pop("server"), given.pop("data")
+        return Connection(server or None, data or default_data_folder())
+
+    return joined_options(command, "connection", options, take)
 
 
 def spec_options(command: CommandT) -> CommandT:
     """Adds the options of the input spec, joined into the parameter `spec`."""
+    return joined_options(command, "spec", _SPEC_OPTIONS, _spec_taken)
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
-        file: Path | None = kwargs.pop("spec_file")
-        settings = {name: kwargs.pop(name) for name in _SPEC_FLAGS}
-        spec = _spec_from_flags(file, kwargs.pop("box"), settings)
-        return command(*args, spec=spec, **kwargs)
 
-    for option in reversed(_SPEC_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+def _spec_taken(given: dict[str, Any]) -> v1.InputSpec:
+    file: Path | None = given.pop("spec_file")
+    settings = {name: given.pop(name) for name in _SPEC_FLAGS}
+    return _spec_from_flags(file, given.pop("box"), settings)
 
 
 _SPEC_FLAGS: Final = (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from onnx_audit import v1
-from onnx_audit.cli.options import CommandT
+from onnx_audit.cli.options import CommandT, chosen, joined_options
 from onnx_audit.errors import ConfigError
 from onnx_audit.requests import is_content_name
 
@@ -27,17 +26,13 @@ _SHARED: Final = ("budget", "max_probes")
 
 def transfer_options(command: CommandT) -> CommandT:
     """Adds the options of transfer, joined into the parameter `transfer`."""
+    return joined_options(command, "transfer", _OPTIONS, _taken)
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
-        config = v1.TransferConfig(
-            peers=kwargs.pop("peers"), tags=kwargs.pop("tags"), attacks=kwargs.pop("attacks")
-        )
-        return command(*args, transfer=config, **kwargs)
 
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+def _taken(given: dict[str, Any]) -> v1.TransferConfig:
+    return v1.TransferConfig(
+        peers=given.pop("peers"), tags=given.pop("tags"), attacks=given.pop("attacks")
+    )
 
 
 def apply_transfer(
@@ -101,16 +96,6 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _attacks(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> list[v1.TransferAttack.ValueType]:
-    names = [name.strip().lower() for name in (value or "").split(",") if name.strip()]
-    unknown = [name for name in names if name not in _ATTACKS]
-    if unknown:
-        raise click.BadParameter(f"{value!r}; expected some of {', '.join(_ATTACKS)}")
-    return [_ATTACKS[name] for name in names]
-
-
 _OPTIONS: Final = (
     click.option(
         "--peer",
@@ -131,7 +116,7 @@ _OPTIONS: Final = (
     click.option(
         "--attacks",
         metavar="NAME[,NAME...]",
-        callback=_attacks,
+        callback=chosen(_ATTACKS),
         help=f"Examples of transfer: {', '.join(_ATTACKS)}.  [default: minimal, momentum, and "
         "ensemble from three models on]",
     ),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
 
 import click
 
 from onnx_audit import v1
-from onnx_audit.cli.options import CommandT
+from onnx_audit.cli.options import CommandT, chosen, joined_options, listed
 from onnx_audit.errors import ConfigError
 
 _BASES: Final = {
@@ -21,16 +20,12 @@ _BASES: Final = {
 
 def units_options(command: CommandT) -> CommandT:
     """Adds the options of units, joined into the parameter `units`."""
+    return joined_options(command, "units", _OPTIONS, _taken)
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click calls it
-        given = {field: kwargs.pop(flag) for flag, field in _FLAGS.items()}
-        config = v1.UnitsConfig(**{name: value for name, value in given.items() if value})
-        return command(*args, units=config, **kwargs)
 
-    for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper  # type: ignore[return-value] # the decorators keep what the caller sees
+def _taken(given: dict[str, Any]) -> v1.UnitsConfig:
+    values = {field: given.pop(flag) for flag, field in _FLAGS.items()}
+    return v1.UnitsConfig(**{name: value for name, value in values.items() if value})
 
 
 def apply_units(options: v1.UnitsConfig, configs: v1.AuditorConfigs) -> None:
@@ -49,28 +44,6 @@ def apply_units(options: v1.UnitsConfig, configs: v1.AuditorConfigs) -> None:
     configs.units.CopyFrom(v1.UnitsConfig(**(kept | fields)))
 
 
-def _names(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> list[str] | None:
-    if value is None:
-        return None
-    names = [name.strip() for name in value.split(",") if name.strip()]
-    if not names:
-        raise click.BadParameter(f"{value!r}; expected names of values")
-    return names
-
-
-def _bases(
-    context: click.Context, parameter: click.Parameter, value: str | None
-) -> list[v1.UnitBasis.ValueType] | None:
-    names = _names(context, parameter, value)
-    if names is None:
-        return None
-    if any(name not in _BASES for name in names):
-        raise click.BadParameter(f"{value!r}; expected some of {', '.join(_BASES)}")
-    return [_BASES[name] for name in names]
-
-
 _FLAGS: Final = {
     "unit_values": "values",
     "unit_directions": "directions",
@@ -84,7 +57,7 @@ _OPTIONS: Final = (
     click.option(
         "--unit-values",
         metavar="NAME[,NAME...]",
-        callback=_names,
+        callback=listed("names of values"),
         help="Values of the graph whose units are looked at.  [default: the layers]",
     ),
     click.option(
@@ -114,7 +87,7 @@ _OPTIONS: Final = (
     click.option(
         "--unit-bases",
         metavar="NAME[,NAME...]",
-        callback=_bases,
+        callback=chosen(_BASES),
         help="Further directions: pca, ica; whitened and nonnegative are descriptive only.  "
         "[default: pca,ica]",
     ),
