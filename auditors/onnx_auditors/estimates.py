@@ -14,6 +14,8 @@ from onnx_audit import v1
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _BLOCK_DRAWS = 2**22
+_EVEN_RADII, _OWN_RADII = 17, 16
+_CURVE_MARGIN = 1.02
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,6 +112,31 @@ def quantile(values: Floats, probability: float, unit: str) -> v1.Estimate:
         count=count,
         unit=unit,
     )
+
+
+def curve(distance: Floats, searched: npt.NDArray[np.bool_]) -> list[v1.CurvePoint]:
+    """Returns the share of all with a distance beyond each radius, of those that may have one.
+
+    Of searched probes these are the ones answered rightly and without an example within the radius.
+
+    The radii are spread evenly up to just beyond the largest distance, and as the distances
+    themselves are: some norms have most of them near 0 and a few far away.
+
+    Args:
+        distance: Of the probes that take part, [n].
+        searched: Which of them count as answered rightly, [n].
+    """
+    finite = distance[searched & np.isfinite(distance)]
+    if len(finite):
+        even = np.linspace(0, _CURVE_MARGIN * finite.max(), _EVEN_RADII)
+        shares = (np.arange(_OWN_RADII) + 0.5) / _OWN_RADII
+        grid = np.union1d(even, np.quantile(finite, shares, method="inverted_cdf"))
+    else:
+        grid = np.zeros(1)
+    return [
+        v1.CurvePoint(x=x, y=proportion(int((searched & (distance > x)).sum()), len(distance)))
+        for x in grid.tolist()
+    ]
 
 
 def _interval(lower: Any, upper: Any, method: str) -> v1.Interval:  # noqa: ANN401 - numpy or float

@@ -64,6 +64,10 @@ class InputMap:
             x = x.flip(self._channel_axis + 1)
         return (x - self._mean) / self._std
 
+    def box(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Returns the ends of the box in probe space, broadcasting to a probe."""
+        return self.lower.cpu().double().numpy(), self.upper.cpu().double().numpy()
+
     def to_probe_space(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Returns stored values over the divisor, float32."""
         return np.asarray(raw, dtype=np.float32) / self._divisor

@@ -5,45 +5,22 @@ They are written shard by shard, so that no more than one shard's examples are i
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnx_audit import v1
 from onnx_auditors.context import Context
 from onnx_auditors.distortion.table import Bools, Part, Table
+from onnx_auditors.tensor_files import Array, Tensor, whole, written
 
-MEDIA_TYPE = "application/vnd.safetensors"
 _INTEGERS = (
     "probe", "label", "clean_prediction", "adversarial_prediction", "outcome", "found_by",
     "black_box_runs",
 )  # fmt: skip
 _FLOATS = ("distance", "rms", "clean_confidence", "adversarial_confidence")
-_CODES = {"<f4": "F32", "<f8": "F64", "<i8": "I64", "|u1": "U8"}
-_ALIGNMENT = 8
 _LARGEST_BYTE = 255
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that is made block by block.
-
-    Attributes:
-        dtype: Element type, as numpy writes it.
-        shape: Its shape.
-        blocks: Makes the rows in order, however many at a time.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterable[Array]]
 
 
 class Files:
@@ -66,24 +43,24 @@ class Files:
         def originals() -> Iterator[Array]:
             return (original for original, _ in self._pairs("examples"))
 
-        tensors = {name: _whole(table.integers(name)) for name in _INTEGERS}
-        tensors |= {name: _whole(table.floats(name)) for name in _FLOATS}
-        tensors["target"] = _whole(table.target)
+        tensors = {name: whole(table.integers(name)) for name in _INTEGERS}
+        tensors |= {name: whole(table.floats(name)) for name in _FLOATS}
+        tensors["target"] = whole(table.target)
         tensors["original"] = Tensor("<f4", rows, originals)
         tensors["example"] = Tensor("<f4", rows, lambda: (e for _, e in self._pairs("examples")))
         tensors["perturbation"] = Tensor(
             "<f4", rows, lambda: (e - original for original, e in self._pairs("examples"))
         )
         if table.class_distance is not None:
-            tensors["class_distance"] = _whole(table.class_distance)
+            tensors["class_distance"] = whole(table.class_distance)
         if table.rounded_distance is not None:
-            tensors["rounded_distance"] = _whole(table.rounded_distance)
+            tensors["rounded_distance"] = whole(table.rounded_distance)
             tensors["rounded_example"] = Tensor(
                 "<f4", rows, lambda: (e for _, e in self._pairs("rounded_examples"))
             )
         if (table.certified & ~np.isnan(table.certified_lower)).any():
-            tensors["certified_lower"] = _whole(table.certified_lower)
-            tensors["optimum"] = _whole(table.optimum)
+            tensors["certified_lower"] = whole(table.certified_lower)
+            tensors["optimum"] = whole(table.optimum)
         return written(tensors)
 
     def training_set(self) -> Iterator[bytes] | None:
@@ -115,7 +92,7 @@ class Files:
                 yield rows if divisor is None else np.rint(rows * divisor).astype(np.uint8)
 
         dtype = "<f4" if divisor is None else "|u1"
-        labels = _whole(self._table.label[chosen])
+        labels = whole(self._table.label[chosen])
         return written({"inputs": Tensor(dtype, shape, inputs), "labels": labels})
 
     def _pairs(self, field: str) -> Iterator[tuple[Array, Array]]:
@@ -124,33 +101,6 @@ class Files:
             rows = np.array([probe.probe for probe in part.probes], dtype=np.int64)
             found = np.frombuffer(getattr(part, field), dtype="<f4")
             yield self._context.inputs(rows), found.reshape(len(rows), *self._shape)
-
-
-def written(tensors: dict[str, Tensor]) -> Iterator[bytes]:
-    """Yields a safetensors file in pieces: the length of its header, the header, the tensors.
-
-    Those with the longest elements come first, so that all are aligned.
-    """
-    names = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name))
-    header, end = {}, 0
-    for name in names:
-        tensor = tensors[name]
-        begin, end = end, end + math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-        header[name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    yield len(text).to_bytes(8, "little") + text
-    for name in names:
-        for block in tensors[name].blocks():
-            yield np.ascontiguousarray(block, dtype=tensors[name].dtype).tobytes()
-
-
-def _whole(values: Array) -> Tensor:
-    return Tensor(values.dtype.str, values.shape, lambda: [values])
 
 
 class NormParts(Sequence[Part]):

@@ -5,34 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnx_audit import v1
-from onnx_auditors.distortion.table import Bools, Floats, Indices, Table
+from onnx_auditors.distortion.table import Floats, Indices, Table
 from onnx_auditors.estimates import mean, proportion, quantile
-
-_EVEN_RADII, _OWN_RADII = 17, 16
-_CURVE_MARGIN = 1.02
-
-
-def curve(distance: Floats, searched: Bools) -> list[v1.CurvePoint]:
-    """Returns the share answered rightly and without an example within each radius.
-
-    The radii are spread evenly up to just beyond the largest distance, and as the distances
-    themselves are: some norms have most of them near 0 and a few far away.
-
-    Args:
-        distance: Of the probes that take part, [n].
-        searched: Which of them are answered rightly, [n].
-    """
-    finite = distance[searched & np.isfinite(distance)]
-    if len(finite):
-        even = np.linspace(0, _CURVE_MARGIN * finite.max(), _EVEN_RADII)
-        shares = (np.arange(_OWN_RADII) + 0.5) / _OWN_RADII
-        grid = np.union1d(even, np.quantile(finite, shares, method="inverted_cdf"))
-    else:
-        grid = np.zeros(1)
-    return [
-        v1.CurvePoint(x=x, y=proportion(int((searched & (distance > x)).sum()), len(distance)))
-        for x in grid.tolist()
-    ]
 
 
 def by_class(table: Table, unit: str, *, labelled: bool) -> list[v1.ClassDistortion]:

@@ -78,8 +78,7 @@ class Prover:
             return {}
         inputs, labels = batch.inputs[rows], batch.labels[rows]
         targets = batch.targets[rows] if (batch.targets[rows] >= 0).all() else None
-        lower, upper = (end.cpu().double().numpy() for end in
-                        (context.input_map.lower, context.input_map.upper))  # fmt: skip
+        lower, upper = context.input_map.box()
         name, box = name_of(norm), (lower, upper)
         best = exact(self.model, inputs, labels, name, targets, box=box,
                      known=found.best.examples[rows])  # fmt: skip

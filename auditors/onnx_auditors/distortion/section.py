@@ -12,7 +12,8 @@ from onnx_auditors.context import Context
 from onnx_auditors.distortion import artefacts, groups, inside, noisy
 from onnx_auditors.distortion.confirm import levels_of
 from onnx_auditors.distortion.table import Table, most_fragile
-from onnx_auditors.estimates import mean, proportion, quantile
+from onnx_auditors.estimates import curve, mean, proportion, quantile
+from onnx_auditors.tensor_files import MEDIA_TYPE
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 UNITS = {v1.NORM_L0: "L0", v1.NORM_L1: "L1", v1.NORM_L2: "L2", v1.NORM_LINF: "Linf"}
@@ -150,7 +151,7 @@ def _norm(
             v1.Quantile(probability=p, estimate=quantile(table.distance[searched], p, unit))
             for p in QUANTILES
         ],
-        robust_accuracy=groups.curve(table.distance[part], searched[part]),
+        robust_accuracy=curve(table.distance[part], searched[part]),
         confirmed=int(confirmed.sum()),
         unconfirmed=int((table.outcome == v1.PROBE_OUTCOME_UNCONFIRMED).sum()),
         not_found=int((table.outcome == v1.PROBE_OUTCOME_NOT_FOUND).sum()),
@@ -161,7 +162,7 @@ def _norm(
         by_class=groups.by_class(table, unit, labelled=labelled),
         class_pairs=groups.class_pairs(table, unit),
         stability=groups.stability(table, bootstrap),
-        artefact=save(files.examples(), artefacts.MEDIA_TYPE),
+        artefact=save(files.examples(), MEDIA_TYPE),
         training_set=_saved(files.training_set(), save),
         black_box_searches=sum(row.black_box_runs > 0 for row in table.rows),
         black_box_runs=sum(row.black_box_runs for row in table.rows),
@@ -172,4 +173,4 @@ def _norm(
 
 
 def _saved(content: Iterator[bytes] | None, save: SaveArtefact) -> v1.BlobRef | None:
-    return None if content is None else save(content, artefacts.MEDIA_TYPE)
+    return None if content is None else save(content, MEDIA_TYPE)

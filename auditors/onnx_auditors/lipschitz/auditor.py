@@ -15,6 +15,7 @@ from onnx_audit import v1
 from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
+from onnx_auditors.distortion import drawing
 from onnx_auditors.lipschitz import merging
 from onnx_auditors.lipschitz.bound import Norm
 from onnx_auditors.lipschitz.certify import BallNorm, certificates, local_bounds, obstacles
@@ -30,8 +31,6 @@ _CERTIFIED: dict[v1.Norm.ValueType, BallNorm] = {v1.NORM_L2: "l2", v1.NORM_LINF:
 """The norms with certificates of single probes."""
 _DELTA, _PROBES, _NO_PROBES = 1e-12, 64, -1
 _BLOCK, _LAYER_SHARDS = 8, 16
-_PROBE_SEED = 1
-"""As in `distortion`, so that audits of equally many probes take the same ones."""
 
 
 class LipschitzAuditor:
@@ -67,7 +66,7 @@ class LipschitzAuditor:
         """Bounds some layers, or certifies some probes in one norm."""
         work = _Work(config, context)
         if shard < len(work.layers):
-            return _bound_layers(config, context, work.layers[shard], progress)
+            return _bound_layers(config, context, work, shard, progress)
         norm, rows = work.blocks[shard - len(work.layers)]
         return _certify(config, context, norm, rows, progress)
 
@@ -94,7 +93,8 @@ class _Work:
     """What the shards do: groups of layers first, then blocks of probes norm by norm."""
 
     def __init__(self, config: v1.LipschitzConfig, context: Context) -> None:
-        self.layers = groups(pieces(graph(context)))
+        self.pieces = pieces(graph(context))
+        self.layers = groups(self.pieces)
         rows = audited(config, context)
         self.blocks = [
             (norm, rows[i : i + _BLOCK])
@@ -105,13 +105,10 @@ class _Work:
 
 
 def audited(config: v1.LipschitzConfig, context: Context) -> npt.NDArray[np.int64]:
-    """Returns the probes that get certificates, rising."""
-    total = context.summary.count
-    count = 0 if config.max_probes == _NO_PROBES else min(total, config.max_probes)
-    if count == total:
-        return np.arange(total)
-    rng = np.random.default_rng([context.seed, _PROBE_SEED])
-    return np.sort(rng.choice(total, size=count, replace=False))
+    """Returns the probes that get certificates, rising: as many of `distortion` are the same."""
+    if config.max_probes == _NO_PROBES:
+        return np.empty(0, dtype=np.int64)
+    return drawing.probes(context, config.max_probes)
 
 
 def groups(found: Sequence[Piece]) -> list[list[int]]:
@@ -160,16 +157,15 @@ def graph(context: Context) -> Graph:
 
 
 def _bound_layers(
-    config: v1.LipschitzConfig, context: Context, chosen: Sequence[int], progress: Progress
+    config: v1.LipschitzConfig, context: Context, work: _Work, shard: int, progress: Progress
 ) -> v1.LipschitzPartial:
-    everything = pieces(graph(context))
-    delta = config.failure_probability / (2 * len(everything))
+    delta, chosen = config.failure_probability / (2 * len(work.pieces)), work.layers[shard]
     norms = [_NAMES[norm] for norm in config.norms]
     partial = v1.LipschitzPartial()
     for done, index in enumerate(chosen):
         progress(done / len(chosen), 1)
         layer, shown = layer_bounds(
-            graph(context), everything[index], norms, delta=delta, entropy=entropy(context)
+            graph(context), work.pieces[index], norms, delta=delta, entropy=entropy(context)
         )
         part = partial.layers.add(index=index, layer=layer)
         for norm, name in zip(config.norms, norms, strict=True):
@@ -191,7 +187,7 @@ def _certify(
     answers = context.scores(inputs).argmax(1)
     given = context.labels(rows)
     labels = answers if given is None else given
-    box = _box(context)
+    box = context.input_map.box()
     progress(0, 1)
     found = certificates(network, inputs, labels, name, box)
     progress(1 / 2, 1)
@@ -207,9 +203,3 @@ def _certify(
             local=local[i], found=math.nan,
         )  # fmt: skip
     return partial
-
-
-def _box(context: Context) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    ends = context.input_map.lower, context.input_map.upper
-    lower, upper = (end.cpu().double().numpy() for end in ends)
-    return lower, upper

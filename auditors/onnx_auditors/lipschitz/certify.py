@@ -158,6 +158,12 @@ def certificates(
     return Certificates(radius, methods)
 
 
+def _blocks(graph: Graph, count: int) -> tuple[Tensor, ...]:
+    """Returns the indices of some probes in blocks of which each fits into memory."""
+    step = max(1, _MEMORY // (64 * max(node.size for node in graph.nodes)))
+    return torch.split(torch.arange(count, device=graph.device), step)
+
+
 def _check_norm(norm: str) -> None:
     if norm not in NORMS:
         raise ValueError(f"norm: found {norm!r}, allowed are {', '.join(NORMS)}")
@@ -180,9 +186,8 @@ def _in_balls(
     found: tuple[Doubles, list[str]],
 ) -> None:  # fmt: skip
     """Raises the radii to those that bounds in balls give."""
-    (x, y), count, device = probes, len(probes[0]), graph.device
-    step = max(1, _MEMORY // (64 * max(node.size for node in graph.nodes)))
-    for rows in torch.split(torch.arange(count, device=device), step):
+    x, y = probes
+    for rows in _blocks(graph, len(x)):
         search = _Search(graph, x[rows], y[rows], norm, box)
         search.run()
         found[0][rows.cpu().numpy()] = search.low.cpu().numpy()
@@ -303,8 +308,7 @@ def local_bounds(
     x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=graph.device)
     y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=graph.device)
     ends = [torch.as_tensor(e, dtype=torch.float64, device=graph.device) for e in box]
-    step = max(1, _MEMORY // (64 * max(node.size for node in graph.nodes)))
-    for rows in torch.split(torch.arange(len(x), device=graph.device), step):
+    for rows in _blocks(graph, len(x)):
         for k, radius in enumerate(radii):
             size = torch.full((len(rows),), float(radius), dtype=torch.float64, device=x.device)
             bounds = Bounds(graph, ball(x[rows], size, norm, (ends[0], ends[1])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from onnx_auditors.lipschitz.layer_bounds import (
     norm_value,
 )
 from onnx_auditors.lipschitz.operator import LinearOperator
-from onnx_auditors.lipschitz.pieces import pieces
+from onnx_auditors.lipschitz.pieces import Piece, pieces
 from onnx_auditors.lipschitz.transfer import transfer
 
 _UP = 1 + 1e-9
@@ -89,25 +89,28 @@ def compose_bounds(
         delta: Chance that a probabilistic bound made here does not hold.
         entropy: Seed of the random starts of such bounds.
     """
-    plain = _product(graph, layers, norm)
-    last = len(graph.nodes) - 1
-    product = plain.change[last]
+    steps = _steps(graph, layers, norm)
+    plain = _State(delta=math.fsum(step.bound.failure_probability for step in steps))
+    _renew(plain, steps, norm)
+    end = steps[-1].piece
+    product = plain.change[end.index]
     if graph.problems or not _affordable(graph):
-        return Composed(product, math.inf, _pairs(graph, plain.change, norm), plain.delta)
+        return Composed(product, math.inf, _pairs(graph, end, plain.change, norm), plain.delta)
     state = _State(dict(plain.change), plain.delta)
     centres, radii = _slopes(graph, norm)
     # What a nonlinear function makes is left to its constant: its own remainder would count.
     straight = [isinstance(node.rule, Affine) for node in graph.nodes]
-    targets = sorted({p for node in graph.bent for p in node.parents if straight[p]} | {last})
+    targets = sorted({p for node in graph.bent for p in node.parents if straight[p]} | {end.index})
     maps = sum(1 for t in targets for node in graph.bent if node.index < t) + len(targets)
     refined = math.inf
     for target in targets:
         found = _reach(graph, target, (centres, radii), state, norm, delta / maps, entropy)
-        refined = found if target == last else refined
+        refined = found if target == end.index else refined
         state.change[target] = min(state.change[target], found)
-        _renew(graph, state, layers, norm)
+        _renew(state, steps, norm)
     pairs = torch.minimum(
-        _pairs(graph, state.change, norm), _refined_pairs(graph, state.change, centres, radii, norm)
+        _pairs(graph, end, state.change, norm),
+        _refined_pairs(graph, state.change, centres, radii, norm),
     )
     return Composed(product, refined, pairs, state.delta)
 
@@ -140,33 +143,50 @@ def global_radii(logits: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
     return radii.amin(1).clamp(min=0) * (1 - 1e-9)
 
 
-def _product(graph: Graph, layers: Sequence[v1.LipschitzLayer], norm: Norm) -> _State:
-    state = _State()
-    bounds = _by_norm(layers, norm)
-    state.delta = math.fsum(b.failure_probability for b in bounds)
-    _renew(graph, state, layers, norm)
-    return state
+@dataclass(frozen=True)
+class _Step:
+    """A layer on the way.
+
+    Attributes:
+        piece: The layer.
+        bound: Its bound in the norm.
+        branches: For a join, what it makes of each of its values alone.
+        apart: Whether a join puts its values side by side.
+    """
+
+    piece: Piece
+    bound: v1.LipschitzBound
+    branches: tuple[float, ...] = ()
+    apart: bool = False
 
 
-def _by_norm(layers: Iterable[v1.LipschitzLayer], norm: Norm) -> list[v1.LipschitzBound]:
+def _steps(graph: Graph, layers: Sequence[v1.LipschitzLayer], norm: Norm) -> list[_Step]:
     wanted = norm_value(norm)
-    return [b for layer in layers for b in layer.bounds if b.norm == wanted]
-
-
-def _renew(graph: Graph, state: _State, layers: Sequence[v1.LipschitzLayer], norm: Norm) -> None:
-    """Takes the bounds through the layers once more; none gets larger."""
-    bounds = _by_norm(layers, norm)
+    bounds = [b for layer in layers for b in layer.bounds if b.norm == wanted]
+    steps = []
     for piece, bound in zip(pieces(graph), bounds, strict=True):
-        given = [state.change[s] for s in piece.sources]
         if piece.kind == "join":
-            each = branch_norms(graph, piece.index, norm)
-            parts = [_times(b, g) for b, g in zip(each, given, strict=True)]
+            branches = tuple(branch_norms(graph, piece.index, norm))
             apart = graph.nodes[piece.index].op == "Concat"
-            value = joined(parts, norm) if apart else math.fsum(parts) * _UP
+            steps.append(_Step(piece, bound, branches, apart))
+        else:
+            steps.append(_Step(piece, bound))
+    return steps
+
+
+def _renew(state: _State, steps: Sequence[_Step], norm: Norm) -> None:
+    """Takes the bounds through the layers once more; none gets larger."""
+    for step in steps:
+        given = [state.change[source] for source in step.piece.sources]
+        if step.branches:
+            parts = [_times(b, g) for b, g in zip(step.branches, given, strict=True)]
+            value = joined(parts, norm) if step.apart else math.fsum(parts) * _UP
         else:
             # A constant of several values is one of all their entries together.
-            value = _times(bound.upper, given[0] if len(given) == 1 else joined(given, norm)) * _UP
-        state.change[piece.index] = min(value, state.change.get(piece.index, math.inf))
+            whole = given[0] if len(given) == 1 else joined(given, norm)
+            value = _times(step.bound.upper, whole) * _UP
+        index = step.piece.index
+        state.change[index] = min(value, state.change.get(index, math.inf))
 
 
 def _times(a: float, b: float) -> float:
@@ -258,10 +278,9 @@ def _together(
     return bound, math.sqrt(math.fsum(shares)) * _UP
 
 
-def _pairs(graph: Graph, change: dict[int, float], norm: Norm) -> Tensor:
-    """Returns bounds of pairs from the rows of the last linear layer, or from the whole."""
+def _pairs(graph: Graph, last: Piece, change: dict[int, float], norm: Norm) -> Tensor:
+    """Returns bounds of pairs, from the rows of the last layer if it is linear."""
     classes = graph.classes
-    last = pieces(graph)[-1]
     whole = {"l1": 1.0, "l2": math.sqrt(2) * _UP, "linf": 2.0}[norm] * change[last.index]
     plain = torch.full((classes, classes), whole, dtype=torch.float64, device=graph.device)
     if last.kind == "linear" and math.isfinite(change[last.sources[0]]):

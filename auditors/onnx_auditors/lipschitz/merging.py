@@ -12,18 +12,12 @@ from torch import Tensor
 
 from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
-from onnx_auditors.distortion.groups import curve
-from onnx_auditors.estimates import mean, quantile
+from onnx_auditors.estimates import curve, mean, quantile
 from onnx_auditors.lipschitz.bound import Norm
-from onnx_auditors.lipschitz.composition import Composed, compose_bounds
 from onnx_auditors.lipschitz.graph import Graph
-from onnx_auditors.lipschitz.section import (
-    dominant,
-    largest_seen,
-    network_message,
-    with_shares,
-)
+from onnx_auditors.lipschitz.section import joined_layers
 from onnx_auditors.sandwich import bootstrap_seed
+from onnx_auditors.tensor_files import MEDIA_TYPE
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _UNITS = {v1.NORM_L1: "L1", v1.NORM_L2: "L2", v1.NORM_LINF: "Linf"}
@@ -54,26 +48,17 @@ def section(
         save: Keeps the artefact.
     """
     layers, tensors, rows = _parts(partials, norms)
-    result = v1.LipschitzSection(config=config, entropy=f"{entropy:x}", unbounded=graph.problems)
-    result.layers.extend(with_shares(layers))
-    result.dominant.extend(dominant(result.layers))
-    wide = probes.to(torch.float64)
+    result, pairs = joined_layers(
+        graph, layers, norms, delta=config.failure_probability, entropy=entropy,
+        probes=probes.to(torch.float64),
+    )  # fmt: skip
+    result.config.CopyFrom(config)
     for name, norm in norms.items():
-        composed = compose_bounds(
-            graph, result.layers, name, delta=config.failure_probability / 2, entropy=entropy
-        )
-        seen = largest_seen(graph, wide, name)
-        result.network.append(network_message(graph, composed, seen, name, wide))
-        tensors[f"pairs_{name}"] = _array(composed)
+        tensors[f"pairs_{name}"] = pairs[name].cpu().numpy().astype("<f8")
         if norm in rows:
             result.certificates.append(_certificates(norm, rows[norm], seed))
-    content = safetensors.numpy.save(tensors)
-    result.artefact.CopyFrom(save([content], "application/vnd.safetensors"))
+    result.artefact.CopyFrom(save([safetensors.numpy.save(tensors)], MEDIA_TYPE))
     return result
-
-
-def _array(composed: Composed) -> np.ndarray:
-    return composed.pairs.cpu().numpy().astype("<f8")
 
 
 def _parts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -58,14 +58,38 @@ def network_bounds(
     found = pieces(graph)
     each = delta / (2 * max(1, len(found)))
     layers = [layer_bounds(graph, p, norms, delta=each, entropy=entropy)[0] for p in found]
+    return joined_layers(graph, layers, norms, delta=delta, entropy=entropy, probes=probes)[0]
+
+
+def joined_layers(
+    graph: Graph,
+    layers: Sequence[v1.LipschitzLayer],
+    norms: Iterable[Norm],
+    *,
+    delta: float,
+    entropy: int,
+    probes: Tensor | None,
+) -> tuple[v1.LipschitzSection, dict[Norm, Tensor]]:
+    """Returns the section of layers that are bounded, and the bounds of pairs of classes by norm.
+
+    Args:
+        graph: The graph.
+        layers: Messages of `layer_bounds`, one per layer of `pieces(graph)`, in its order.
+        norms: The norms.
+        delta: Chance that a probabilistic bound does not hold, half of it spent on the layers.
+        entropy: Seed of the random starts of such bounds.
+        probes: As in `network_bounds`.
+    """
     section = v1.LipschitzSection(unbounded=graph.problems, entropy=f"{entropy:x}")
     section.layers.extend(with_shares(layers))
     section.dominant.extend(dominant(section.layers))
+    pairs = {}
     for norm in norms:
-        composed = compose_bounds(graph, layers, norm, delta=delta / 2, entropy=entropy)
+        composed = compose_bounds(graph, section.layers, norm, delta=delta / 2, entropy=entropy)
         seen = largest_seen(graph, probes, norm)
         section.network.append(network_message(graph, composed, seen, norm, probes))
-    return section
+        pairs[norm] = composed.pairs
+    return section, pairs
 
 
 def with_shares(layers: Sequence[v1.LipschitzLayer]) -> Sequence[v1.LipschitzLayer]:

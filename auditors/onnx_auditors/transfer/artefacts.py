@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_audit import v1
-from onnx_auditors.distortion.artefacts import Tensor, written
+from onnx_auditors.tensor_files import Array, Tensor, written
 from onnx_auditors.transfer.models import Models
 from onnx_auditors.transfer.tally import EVERYBODY, Block
 
-Array = npt.NDArray[Any]
 Partials = Sequence[v1.TransferPartial]
 Indices = npt.NDArray[np.int64]
 UNASKED = -1

@@ -10,8 +10,8 @@ import numpy as np
 from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.distortion import drawing
-from onnx_auditors.distortion.artefacts import MEDIA_TYPE
 from onnx_auditors.estimates import mean, proportion
+from onnx_auditors.tensor_files import MEDIA_TYPE
 from onnx_auditors.transfer import statistics
 from onnx_auditors.transfer.artefacts import Files
 from onnx_auditors.transfer.config import ENSEMBLE, TARGETED
