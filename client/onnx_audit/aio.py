@@ -122,10 +122,11 @@ class AsyncClient:
         display_name: str | None = None,
         request_id: str | None = None,
         linear_head: v1.LinearHeadConfig | None = None,
+        fresh: bool = False,
     ) -> v1.Audit:
         """Starts an audit and returns at once; see `Client.audit`."""
         arguments = AuditArguments(
-            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+            auditors, input_spec, seed, timeout, display_name, request_id, linear_head, fresh
         )
         return await self._run(self._session.audit(model, probes, arguments))
 

@@ -138,6 +138,7 @@ class Client:
         display_name: str | None = None,
         request_id: str | None = None,
         linear_head: v1.LinearHeadConfig | None = None,
+        fresh: bool = False,
     ) -> v1.Audit:
         """Starts an audit and returns at once; `wait` or `watch` follow it.
 
@@ -155,13 +156,14 @@ class Client:
                 retries within this call start one audit only.
             linear_head: For a model without classes, such as an autoencoder: the linear head to
                 fit on the labelled probes.
+            fresh: Compute every section anew, even where an earlier audit has computed the same.
 
         Raises:
             ConfigError: An argument cannot be right.
             ServiceError: The service does not accept the audit.
         """
         arguments = AuditArguments(
-            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+            auditors, input_spec, seed, timeout, display_name, request_id, linear_head, fresh
         )
         return self._run(self._session.audit(model, probes, arguments))
 

@@ -38,6 +38,7 @@ class AuditArguments:
     display_name: str | None
     request_id: str | None
     linear_head: v1.LinearHeadConfig | None = None
+    fresh: bool = False
 
 
 class Session:
@@ -104,6 +105,7 @@ class Session:
             display_name=arguments.display_name,
             request_id=arguments.request_id,
             linear_head=arguments.linear_head,
+            fresh=arguments.fresh,
         )
         request.audit.model = yield from self._model_name(model)
         request.audit.probe_set = yield from self._probe_set_name(probes)

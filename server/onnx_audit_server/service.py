@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import grpc
+import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -40,12 +41,14 @@ from onnx_audit_server.http import HttpServer
 from onnx_audit_server.jobs import queue
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.jobs.pool import RunnerPool
+from onnx_audit_server.jobs.reuse import StoredSections
 from onnx_audit_server.jobs.tasks import TaskExecutor
 from onnx_audit_server.jobs.workflow import Worker
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.records import Records
+from onnx_audit_server.store.sections import SectionRecords
 
 SERVICES = {
     service.full_name: [f"/{service.full_name}/{method.name}" for method in service.methods]
@@ -89,7 +92,7 @@ class Service:
         self._pool = RunnerPool(settings, name)
         self._draining = False
         self._tail = EventTail(self._records)
-        self._worker = self._make_worker() if worker else None
+        self._worker = self._make_worker(engine) if worker else None
         self._health = HealthServicer()
         self._server = self._make_server() if api else None
         self._http = HttpServer(settings.http, self._records) if settings.http != "none" else None
@@ -129,9 +132,10 @@ class Service:
         await stop.wait()
         await self._drain()
 
-    def _make_worker(self) -> Worker:
+    def _make_worker(self, engine: sa.Engine) -> Worker:
         executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
-        return Worker(self._settings, self._records, self._blobs, self._queue, executor)
+        sections = StoredSections(SectionRecords(engine), self._blobs)
+        return Worker(self._settings, self._records, self._blobs, self._queue, executor, sections)
 
     def _make_server(self) -> grpc.aio.Server:
         settings = self._settings

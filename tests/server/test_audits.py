@@ -117,7 +117,7 @@ def test_the_same_job_gives_the_same_digest(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
 ) -> None:
     """Two runs of one job agree to the last bit, another seed is another job."""
-    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7, fresh=True))
     assert again.name != finished.name
     assert again.report_digest == finished.report_digest
     other = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=9))
@@ -203,7 +203,7 @@ def test_a_running_audit_is_cancelled_within_a_second(
         client.report(audit)
     with pytest.raises(FailedPrecondition, match="SUCCEEDED"):
         client.cancel(finished)
-    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7, fresh=True))
     assert again.report_digest == finished.report_digest
 
 
@@ -269,7 +269,7 @@ def test_a_linear_head_is_in_the_report(client: Client, model: v1.Model) -> None
     probe_set = client.upload_probes(inputs, labels=inputs[:, :3].argmax(1))
     head = v1.LinearHeadConfig(value="a0", method=v1.HEAD_METHOD_SOFTMAX, l2=0.01)
     audits = [
-        client.wait(client.audit(model, probe_set, auditors=QUICK, linear_head=head))
+        client.wait(client.audit(model, probe_set, auditors=QUICK, linear_head=head, fresh=True))
         for _ in range(2)
     ]
     report, again = (client.report(audit) for audit in audits)

@@ -84,6 +84,11 @@ EXIT_BY_VERDICT: Final = {
 @spec_options
 @head_options
 @click.option(
+    "--fresh",
+    is_flag=True,
+    help="Compute every section anew, even where an earlier audit has computed the same.",
+)
+@click.option(
     "--timeout", metavar="DURATION", callback=seconds, help="Longest run, such as 90s, 10m or 2h."
 )
 @click.option(
@@ -110,6 +115,7 @@ def run(
     transfer: v1.TransferConfig,
     spec: v1.InputSpec,
     linear_head: v1.LinearHeadConfig | None,
+    fresh: bool,
     timeout: float | None,
     out: Path,
     connection: Connection,
@@ -139,6 +145,7 @@ def run(
             seed=seed,
             timeout=timeout,
             linear_head=linear_head,
+            fresh=fresh,
         )
         audit = follow(client, audit, view)
         report = client.report(audit)

@@ -30,7 +30,9 @@ from onnx_audit.v1.audit_pb2 import REPORT_FORMAT_UNSPECIFIED as REPORT_FORMAT_U
 from onnx_audit.v1.audit_pb2 import RenderReportRequest as RenderReportRequest
 from onnx_audit.v1.audit_pb2 import RenderReportResponse as RenderReportResponse
 from onnx_audit.v1.audit_pb2 import ReportFormat as ReportFormat
+from onnx_audit.v1.audit_pb2 import SectionKey as SectionKey
 from onnx_audit.v1.audit_pb2 import SectionResult as SectionResult
+from onnx_audit.v1.audit_pb2 import StoredSection as StoredSection
 from onnx_audit.v1.audit_pb2 import WatchAuditRequest as WatchAuditRequest
 from onnx_audit.v1.blob_pb2 import FindMissingRequest as FindMissingRequest
 from onnx_audit.v1.blob_pb2 import FindMissingResponse as FindMissingResponse

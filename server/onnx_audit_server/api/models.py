@@ -59,6 +59,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         else:
             model.summary.CopyFrom(await self._inspect(model))
             model.summary.sha256 = digest
+            model.summary.files.append(model.onnx_file)
+            model.summary.files.extend(sorted(model.external_files, key=lambda file: file.path))
         if request.validate_only:
             return model
         return await asyncio.to_thread(self._records.put_model, digest, model)

@@ -48,6 +48,7 @@ def _clear_output(audit: v1.Audit) -> None:
         input_spec=audit.input_spec,
         auditors=audit.auditors,
         seed=audit.seed,
+        fresh=audit.fresh,
     )
     if audit.HasField("timeout"):
         asked.timeout.CopyFrom(audit.timeout)

@@ -10,12 +10,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowHandle
-from google.protobuf import duration_pb2
 from google.rpc import status_pb2
 
 from onnx_audit import v1
 from onnx_audit_server import logs, metrics
 from onnx_audit_server.errors import ServiceError
+from onnx_audit_server.jobs import reuse
 from onnx_audit_server.jobs.queue import (
     APPLICATION,
     AUDITS,
@@ -25,6 +25,7 @@ from onnx_audit_server.jobs.queue import (
     VERSION,
     JobQueue,
 )
+from onnx_audit_server.jobs.reuse import StoredSections
 from onnx_audit_server.jobs.tasks import HandedBack, Outcome, Task, TaskExecutor
 from onnx_audit_server.reports import assemble
 from onnx_audit_server.settings import Settings
@@ -64,12 +65,14 @@ class Worker:
         blobs: BlobStore,
         queue: JobQueue,
         executor: TaskExecutor,
+        sections: StoredSections,
     ) -> None:
         self._settings = settings
         self._records = records
         self._blobs = blobs
         self._queue = queue
         self._executor = executor
+        self._sections = sections
         self._closing = False
         self._audit = DBOS.workflow(name="audit")(self._parking(self._run_audit))
         self._task = DBOS.workflow(name="task")(self._parking(self._run_task))
@@ -130,9 +133,14 @@ class Worker:
             if not DBOS.run_step({"name": "begin"}, self._begin, audit):
                 return "cancelled"
             plan_blob = self._wait(self._enqueue(Task(audit, "plan"))).blob
-            plans: str = DBOS.run_step({"name": "announce"}, self._announce, audit, plan_blob)
-            sections, seconds = self._compute(audit, json.loads(plans))
-            parts = {"plan": plan_blob, "sections": sections, "seconds": seconds}
+            found: str = DBOS.run_step({"name": "reuse"}, self._reuse, audit, plan_blob)
+            plans: str = DBOS.run_step(
+                {"name": "announce"}, self._announce, audit, plan_blob, found
+            )
+            sections, seconds = self._compute(
+                audit, plan_blob, json.loads(plans), reuse.decode(found)
+            )
+            parts = {"plan": plan_blob, "sections": sections, "seconds": seconds, "reused": found}
             self._publish(audit, json.dumps(parts))
         except AuditEndedEarly as ended:
             self._end_step(audit, ended.status)
@@ -146,27 +154,50 @@ class Worker:
         return "ended"
 
     def _compute(
-        self, audit: str, plans: list[tuple[v1.Auditor.ValueType, int]]
+        self,
+        audit: str,
+        plan_blob: str,
+        plans: list[tuple[v1.Auditor.ValueType, int]],
+        found: reuse.Found,
     ) -> tuple[list[str], dict[str, list[float]]]:
         """Has all shards done, then each auditor's merge; returns section blobs and times.
 
-        Shards that build on another auditor's wait for all of those.
+        Shards that build on another auditor's wait for all of those. Sections that were found have
+        no shards.
         """
         shards: dict[v1.Auditor.ValueType, list[WorkflowHandle[str]]] = {}
-        for auditor, count in sorted(plans, key=lambda plan: plan[0] in BUILDS_ON):
-            earlier = shards.get(BUILDS_ON.get(auditor, v1.AUDITOR_UNSPECIFIED), [])
-            before = [self._wait(handle).blob for handle in earlier]
+        plans.sort(key=lambda plan: plan[0] in BUILDS_ON)
+        for auditor, count in plans:
+            if auditor in found:
+                continue
+            base = BUILDS_ON.get(auditor, v1.AUDITOR_UNSPECIFIED)
+            before = (
+                list(found[base].partials_sha256)
+                if base in found
+                else [self._wait(handle).blob for handle in shards.get(base, [])]
+            )
             shards[auditor] = [
                 self._enqueue(Task(audit, "shard", auditor, n, partials=before))
                 for n in range(count)
             ]
         sections, seconds = [], {}
-        for auditor, handles in shards.items():
-            done = [self._wait(handle) for handle in handles]
-            merge = Task(audit, "merge", auditor, partials=[outcome.blob for outcome in done])
-            sections.append(self._wait(self._enqueue(merge)).blob)
+        for auditor, _ in plans:
+            if auditor in found:
+                sections.append(found[auditor].section_sha256)
+                continue
+            done = [self._wait(handle) for handle in shards[auditor]]
+            partials = [outcome.blob for outcome in done]
+            merge = Task(audit, "merge", auditor, partials=partials)
+            section = self._wait(self._enqueue(merge)).blob
+            DBOS.run_step(
+                {"name": "section"},
+                self._section_ready,
+                audit,
+                plan_blob,
+                json.dumps([auditor, section, partials]),
+            )
+            sections.append(section)
             seconds[str(auditor)] = [outcome.seconds for outcome in done]
-            DBOS.run_step({"name": "section"}, self._section_ready, audit, auditor)
         return sections, seconds
 
     def _enqueue(self, task: Task) -> WorkflowHandle[str]:
@@ -202,53 +233,71 @@ class Worker:
         log.info("audit started", audit=identifier)
         return True
 
-    def _announce(self, identifier: str, plan_blob: str) -> str:
-        plan = v1.AuditPlan.FromString(self._blobs.get(plan_blob))
+    def _reuse(self, identifier: str, plan_blob: str) -> str:
+        """Finds the sections that need not be computed; what is found stays so for this audit."""
+        audit = self._known(identifier)
+        if audit.fresh:
+            return reuse.encode({})
+        found = self._sections.find(audit, self._plan(plan_blob))
+        for auditor, stored in found.items():
+            metrics.SECTIONS_REUSED.labels(metrics.auditor_label(auditor)).inc()
+            log.info("section reused", audit=identifier, computed_by=stored.audit)
+        return reuse.encode(found)
+
+    def _announce(self, identifier: str, plan_blob: str, found_text: str) -> str:
+        plan, found = self._plan(plan_blob), reuse.decode(found_text)
         total = sum(part.shards for part in plan.plans)
 
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:
             if audit.progress.shards_total:
                 return []
             audit.progress.shards_total = total
-            return [v1.AuditEvent(plan_ready=v1.AuditEvent.PlanReady(auditors=plan.plans))]
+            audit.progress.shards_done = sum(
+                part.shards for part in plan.plans if part.auditor in found
+            )
+            events = [v1.AuditEvent(plan_ready=v1.AuditEvent.PlanReady(auditors=plan.plans))]
+            for auditor, stored in found.items():
+                ready = v1.AuditEvent.SectionReady(auditor=auditor, reused_from=stored.audit)
+                events.append(v1.AuditEvent(section_ready=ready))
+            return events
 
         self._records.update_audit(identifier, change)
         return json.dumps([[part.auditor, part.shards] for part in plan.plans])
 
-    def _section_ready(self, identifier: str, auditor: v1.Auditor.ValueType) -> None:
+    def _section_ready(self, identifier: str, plan_blob: str, text: str) -> None:
+        auditor, section, partials = json.loads(text)
+        audit, plan = self._known(identifier), self._plan(plan_blob)
+        self._sections.keep(audit, plan, auditor, section, partials)
         ready = v1.AuditEvent.SectionReady(auditor=auditor)
         self._records.append_events(identifier, [v1.AuditEvent(section_ready=ready)])
+
+    def _known(self, identifier: str) -> v1.Audit:
+        audit = self._records.get_audit(identifier)
+        assert audit is not None  # noqa: S101 - audits are never removed
+        return audit
+
+    def _plan(self, blob: str) -> v1.AuditPlan:
+        return v1.AuditPlan.FromString(self._blobs.get(blob))
 
     def _report(self, identifier: str, text: str) -> str:
         """Publishes the report; returns a status in hexadecimal if its sections do not agree."""
         parts = json.loads(text)
-        audit = self._records.get_audit(identifier)
-        assert audit is not None  # noqa: S101 - audits are never removed
+        audit = self._known(identifier)
         model = self._records.get_model(audit.model.partition("/")[2])
         probes = self._records.get_probe_set(audit.probe_set.partition("/")[2])
         assert model is not None  # noqa: S101 - CreateAudit has seen both
         assert probes is not None  # noqa: S101
-        execution = v1.Execution(
-            audit=audit.name,
-            model_display_name=model.display_name,
-            start_time=audit.start_time,
-            end_time=now(),
-        )
-        for auditor, times in parts["seconds"].items():
-            duration = duration_pb2.Duration()
-            duration.FromNanoseconds(round(sum(times) * 1e9))
-            execution.auditor_seconds.add(
-                auditor=v1.Auditor.ValueType(int(auditor)),
-                shards=len(times),
-                duration=duration,
-                shard_seconds=times,
-            )
+        seconds = {
+            v1.Auditor.ValueType(int(auditor)): times for auditor, times in parts["seconds"].items()
+        }
+        taken_over = {kind: stored.audit for kind, stored in reuse.decode(parts["reused"]).items()}
+        execution = assemble.execution(audit, model, now(), seconds, taken_over)
         try:
             report = assemble.report(
                 audit,
                 model.summary,
                 probes.summary,
-                v1.AuditPlan.FromString(self._blobs.get(parts["plan"])),
+                self._plan(parts["plan"]),
                 [v1.SectionResult.FromString(self._blobs.get(blob)) for blob in parts["sections"]],
                 execution,
             )
