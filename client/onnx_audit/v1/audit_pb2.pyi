@@ -107,6 +107,38 @@ REPORT_FORMAT_JUNIT: ReportFormat.ValueType  # 5
 """JUnit XML."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
 
+class _Movement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MovementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Movement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOVEMENT_UNSPECIFIED: _Movement.ValueType  # 0
+    """The reports do not tell what chance does to the figure."""
+    MOVEMENT_WITHIN_NOISE: _Movement.ValueType  # 1
+    """The interval of the difference holds 0: chance in the choice of probes explains it."""
+    MOVEMENT_BETTER: _Movement.ValueType  # 2
+    """The newer one is better."""
+    MOVEMENT_WORSE: _Movement.ValueType  # 3
+    """The newer one is worse."""
+    MOVEMENT_CHANGED: _Movement.ValueType  # 4
+    """They differ by more than chance, and neither way is better."""
+
+class Movement(_Movement, metaclass=_MovementEnumTypeWrapper):
+    """What the difference of a figure means."""
+
+MOVEMENT_UNSPECIFIED: Movement.ValueType  # 0
+"""The reports do not tell what chance does to the figure."""
+MOVEMENT_WITHIN_NOISE: Movement.ValueType  # 1
+"""The interval of the difference holds 0: chance in the choice of probes explains it."""
+MOVEMENT_BETTER: Movement.ValueType  # 2
+"""The newer one is better."""
+MOVEMENT_WORSE: Movement.ValueType  # 3
+"""The newer one is worse."""
+MOVEMENT_CHANGED: Movement.ValueType  # 4
+"""They differ by more than chance, and neither way is better."""
+Global___Movement: _TypeAlias = Movement  # noqa: Y015
+
 @_typing.final
 class AuditorConfigs(_message.Message):
     """Which auditors run, and how. An auditor runs when its field is set."""
@@ -174,6 +206,9 @@ class Audit(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     LINEAR_HEAD_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    POLICY_RESULT_FIELD_NUMBER: _builtins.int
     FRESH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output: `audits/{id}`."""
@@ -193,6 +228,10 @@ class Audit(_message.Message):
     """Output: digest of the report once it has succeeded."""
     last_sequence: _builtins.int
     """Output: number of the latest event."""
+    baseline: _builtins.str
+    """The report that the policy compares with: `audits/{id}/report` of an audit that has succeeded,
+    or `blobs/{sha256}` of an uploaded report in JSON.
+    """
     fresh: _builtins.bool
     """Compute every section anew, even where an earlier audit has computed the same one."""
     @_builtins.property
@@ -237,6 +276,14 @@ class Audit(_message.Message):
     def linear_head(self) -> _linear_head_pb2.LinearHeadConfig:
         """Makes a classifier of a model that has no classes of its own; needs labelled probes."""
 
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """Applied to the report when the audit ends; it changes nothing of what is computed."""
+
+    @_builtins.property
+    def policy_result(self) -> _policy_pb2.PolicyResult:
+        """Output: what the policy says, if one was applied."""
+
     def __init__(
         self,
         *,
@@ -259,11 +306,14 @@ class Audit(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         linear_head: _linear_head_pb2.LinearHeadConfig | None = ...,
+        policy: _policy_pb2.Policy | None = ...,
+        baseline: _builtins.str = ...,
+        policy_result: _policy_pb2.PolicyResult | None = ...,
         fresh: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "linear_head", b"linear_head", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "linear_head", b"linear_head", "policy", b"policy", "policy_result", b"policy_result", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "fresh", b"fresh", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "baseline", b"baseline", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "fresh", b"fresh", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "policy", b"policy", "policy_result", b"policy_result", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,10 +360,13 @@ class AuditEvent(_message.Message):
         STATE_FIELD_NUMBER: _builtins.int
         ERROR_FIELD_NUMBER: _builtins.int
         REPORT_DIGEST_FIELD_NUMBER: _builtins.int
+        VERDICT_FIELD_NUMBER: _builtins.int
         state: Global___AuditState.ValueType
         """The new state."""
         report_digest: _builtins.str
         """For SUCCEEDED, the report's digest."""
+        verdict: _policy_pb2.Verdict.ValueType
+        """For SUCCEEDED, the policy's verdict, if one was applied."""
         @_builtins.property
         def error(self) -> _status_pb2.Status:
             """For FAILED, why."""
@@ -324,10 +377,11 @@ class AuditEvent(_message.Message):
             state: Global___AuditState.ValueType = ...,
             error: _status_pb2.Status | None = ...,
             report_digest: _builtins.str = ...,
+            verdict: _policy_pb2.Verdict.ValueType = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "report_digest", b"report_digest", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "report_digest", b"report_digest", "state", b"state", "verdict", b"verdict"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -997,19 +1051,45 @@ class RenderReportRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    BASELINE_REPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`audits/{id}/report`."""
+    """`audits/{id}/report`; either this or `report`."""
     format: Global___ReportFormat.ValueType
     """The form."""
+    baseline: _builtins.str
+    """The report that the policy compares with: `audits/{id}/report`, or `blobs/{sha256}` of an
+    uploaded report in JSON; this, `baseline_report` or neither.
+    """
+    @_builtins.property
+    def report(self) -> _report_pb2.Report:
+        """A report that the caller holds."""
+
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy:
+        """Applied first, so that the document says what it says; unset means the result that the audit
+        in `name` has, if any.
+        """
+
+    @_builtins.property
+    def baseline_report(self) -> _report_pb2.Report:
+        """A baseline that the caller holds."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         format: Global___ReportFormat.ValueType = ...,
+        report: _report_pb2.Report | None = ...,
+        policy: _policy_pb2.Policy | None = ...,
+        baseline: _builtins.str = ...,
+        baseline_report: _report_pb2.Report | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline_report", b"baseline_report", "policy", b"policy", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_report", b"baseline_report", "format", b"format", "name", b"name", "policy", b"policy", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1049,19 +1129,33 @@ class CompareReportsRequest(_message.Message):
 
     BASELINE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    BASELINE_REPORT_FIELD_NUMBER: _builtins.int
+    CANDIDATE_REPORT_FIELD_NUMBER: _builtins.int
     baseline: _builtins.str
-    """`audits/{id}/report` of the older one."""
+    """The older one: `audits/{id}/report`, or `blobs/{sha256}` of an uploaded report in JSON; either
+    this or `baseline_report`.
+    """
     candidate: _builtins.str
-    """`audits/{id}/report` of the newer one."""
+    """The newer one, likewise; either this or `candidate_report`."""
+    @_builtins.property
+    def baseline_report(self) -> _report_pb2.Report:
+        """An older one that the caller holds."""
+
+    @_builtins.property
+    def candidate_report(self) -> _report_pb2.Report:
+        """A newer one that the caller holds."""
+
     def __init__(
         self,
         *,
         baseline: _builtins.str = ...,
         candidate: _builtins.str = ...,
+        baseline_report: _report_pb2.Report | None = ...,
+        candidate_report: _report_pb2.Report | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline_report", b"baseline_report", "candidate_report", b"candidate_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_report", b"baseline_report", "candidate", b"candidate", "candidate_report", b"candidate_report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1077,8 +1171,16 @@ class Comparison(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
     DIFFERENCE_FIELD_NUMBER: _builtins.int
+    MOVEMENT_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Path of the figure in the report, such as "distortion.norms[0].mean"."""
+    """Path of the figure in the report; list entries are named by what they are of, such as
+    "distortion.norms[L2].mean".
+    """
+    movement: Global___Movement.ValueType
+    """What it means."""
+    label: _builtins.str
+    """What the figure is, such as "median L2 distortion"."""
     @_builtins.property
     def baseline(self) -> _estimate_pb2.Estimate:
         """The older value."""
@@ -1089,7 +1191,9 @@ class Comparison(_message.Message):
 
     @_builtins.property
     def difference(self) -> _estimate_pb2.Estimate:
-        """Newer minus older."""
+        """Newer minus older. Its interval is over the choice of probes: paired where both reports have a
+        row per probe of the same probe set, else of two independent choices.
+        """
 
     def __init__(
         self,
@@ -1098,10 +1202,12 @@ class Comparison(_message.Message):
         baseline: _estimate_pb2.Estimate | None = ...,
         candidate: _estimate_pb2.Estimate | None = ...,
         difference: _estimate_pb2.Estimate | None = ...,
+        movement: Global___Movement.ValueType = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "difference", b"difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "difference", b"difference", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "difference", b"difference", "label", b"label", "movement", b"movement", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1114,18 +1220,36 @@ class CompareReportsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMPARISONS_FIELD_NUMBER: _builtins.int
+    BASELINE_ONLY_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comparison]:
         """The figures, in the order of the report."""
+
+    @_builtins.property
+    def baseline_only(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of figures that the older one alone has."""
+
+    @_builtins.property
+    def candidate_only(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of figures that the newer one alone has."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a reader must know, such as other probes or settings."""
 
     def __init__(
         self,
         *,
         comparisons: _abc.Iterable[Global___Comparison] | None = ...,
+        baseline_only: _abc.Iterable[_builtins.str] | None = ...,
+        candidate_only: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_only", b"baseline_only", "candidate_only", b"candidate_only", "comparisons", b"comparisons", "notes", b"notes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1140,13 +1264,28 @@ class EvaluatePolicyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    BASELINE_REPORT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`audits/{id}/report`."""
+    """`audits/{id}/report`; either this or `report`."""
     baseline: _builtins.str
-    """`audits/{id}/report` to compare with, if the policy needs one."""
+    """The report to compare with: `audits/{id}/report`, or `blobs/{sha256}` of an uploaded report in
+    JSON; this, `baseline_report` or neither.
+    """
+    validate_only: _builtins.bool
+    """Check the policy and evaluate nothing; no report is needed."""
     @_builtins.property
     def policy(self) -> _policy_pb2.Policy:
         """The policy."""
+
+    @_builtins.property
+    def report(self) -> _report_pb2.Report:
+        """A report that the caller holds."""
+
+    @_builtins.property
+    def baseline_report(self) -> _report_pb2.Report:
+        """A baseline that the caller holds."""
 
     def __init__(
         self,
@@ -1154,10 +1293,13 @@ class EvaluatePolicyRequest(_message.Message):
         name: _builtins.str = ...,
         policy: _policy_pb2.Policy | None = ...,
         baseline: _builtins.str = ...,
+        report: _report_pb2.Report | None = ...,
+        baseline_report: _report_pb2.Report | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline_report", b"baseline_report", "policy", b"policy", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "name", b"name", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_report", b"baseline_report", "name", b"name", "policy", b"policy", "report", b"report", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

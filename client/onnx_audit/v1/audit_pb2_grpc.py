@@ -137,21 +137,24 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenderReport(self, request, context):
-        """Returns the report as a document. Errors: as GetReport; UNIMPLEMENTED (format).
+        """Returns the report as a document. Errors: as GetReport and EvaluatePolicy; UNIMPLEMENTED
+        (format).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompareReports(self, request, context):
-        """Says what moved between two reports.
+        """Says what moved between two reports. Errors: as GetReport; INVALID_ARGUMENT (a report that the
+        caller holds is not whole).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EvaluatePolicy(self, request, context):
-        """Applies a policy to a report.
+        """Applies a policy to a report; nothing is computed again. Errors: as GetReport; INVALID_ARGUMENT
+        (the policy: each violation names the field, and line and column in an expression).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

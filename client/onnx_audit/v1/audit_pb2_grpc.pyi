@@ -58,11 +58,17 @@ class AuditServiceStub:
     finished, or ended otherwise).
     """
     RenderReport: _grpc.UnaryUnaryMultiCallable[_audit_pb2.RenderReportRequest, _audit_pb2.RenderReportResponse]
-    """Returns the report as a document. Errors: as GetReport; UNIMPLEMENTED (format)."""
+    """Returns the report as a document. Errors: as GetReport and EvaluatePolicy; UNIMPLEMENTED
+    (format).
+    """
     CompareReports: _grpc.UnaryUnaryMultiCallable[_audit_pb2.CompareReportsRequest, _audit_pb2.CompareReportsResponse]
-    """Says what moved between two reports."""
+    """Says what moved between two reports. Errors: as GetReport; INVALID_ARGUMENT (a report that the
+    caller holds is not whole).
+    """
     EvaluatePolicy: _grpc.UnaryUnaryMultiCallable[_audit_pb2.EvaluatePolicyRequest, _policy_pb2.PolicyResult]
-    """Applies a policy to a report."""
+    """Applies a policy to a report; nothing is computed again. Errors: as GetReport; INVALID_ARGUMENT
+    (the policy: each violation names the field, and line and column in an expression).
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -92,11 +98,17 @@ class AuditServiceAsyncStub(AuditServiceStub):
     finished, or ended otherwise).
     """
     RenderReport: _aio.UnaryUnaryMultiCallable[_audit_pb2.RenderReportRequest, _audit_pb2.RenderReportResponse]  # type: ignore[assignment]
-    """Returns the report as a document. Errors: as GetReport; UNIMPLEMENTED (format)."""
+    """Returns the report as a document. Errors: as GetReport and EvaluatePolicy; UNIMPLEMENTED
+    (format).
+    """
     CompareReports: _aio.UnaryUnaryMultiCallable[_audit_pb2.CompareReportsRequest, _audit_pb2.CompareReportsResponse]  # type: ignore[assignment]
-    """Says what moved between two reports."""
+    """Says what moved between two reports. Errors: as GetReport; INVALID_ARGUMENT (a report that the
+    caller holds is not whole).
+    """
     EvaluatePolicy: _aio.UnaryUnaryMultiCallable[_audit_pb2.EvaluatePolicyRequest, _policy_pb2.PolicyResult]  # type: ignore[assignment]
-    """Applies a policy to a report."""
+    """Applies a policy to a report; nothing is computed again. Errors: as GetReport; INVALID_ARGUMENT
+    (the policy: each violation names the field, and line and column in an expression).
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs audits and hands out their reports."""
@@ -165,7 +177,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.RenderReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.RenderReportResponse, _abc.Awaitable[_audit_pb2.RenderReportResponse]]:
-        """Returns the report as a document. Errors: as GetReport; UNIMPLEMENTED (format)."""
+        """Returns the report as a document. Errors: as GetReport and EvaluatePolicy; UNIMPLEMENTED
+        (format).
+        """
 
     @_abc_1.abstractmethod
     def CompareReports(
@@ -173,7 +187,9 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.CompareReportsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.CompareReportsResponse, _abc.Awaitable[_audit_pb2.CompareReportsResponse]]:
-        """Says what moved between two reports."""
+        """Says what moved between two reports. Errors: as GetReport; INVALID_ARGUMENT (a report that the
+        caller holds is not whole).
+        """
 
     @_abc_1.abstractmethod
     def EvaluatePolicy(
@@ -181,6 +197,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _audit_pb2.EvaluatePolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.PolicyResult, _abc.Awaitable[_policy_pb2.PolicyResult]]:
-        """Applies a policy to a report."""
+        """Applies a policy to a report; nothing is computed again. Errors: as GetReport; INVALID_ARGUMENT
+        (the policy: each violation names the field, and line and column in an expression).
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

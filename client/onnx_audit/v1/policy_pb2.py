@@ -23,27 +23,34 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from onnx_audit.v1 import estimate_pb2 as onnx__audit_dot_v1_dot_estimate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aonnx_audit/v1/policy.proto\x12\ronnx_audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"b\n\x04Gate\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x08severity\x18\x02 \x01(\x0e\x32\x17.onnx_audit.v1.Severity\x12\x12\n\nexpression\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"x\n\x06Waiver\x12\x0f\n\x07gate_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x06Policy\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\"\n\x05gates\x18\x02 \x03(\x0b\x32\x13.onnx_audit.v1.Gate\x12&\n\x07waivers\x18\x03 \x03(\x0b\x32\x15.onnx_audit.v1.Waiver\"\x94\x01\n\nGateResult\x12!\n\x04gate\x18\x01 \x01(\x0b\x32\x13.onnx_audit.v1.Gate\x12\'\n\x07verdict\x18\x02 \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12%\n\x06waiver\x18\x03 \x01(\x0b\x32\x15.onnx_audit.v1.Waiver\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t\"a\n\x0cPolicyResult\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12(\n\x05gates\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.GateResult*`\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_PASS\x10\x01\x12\x10\n\x0cVERDICT_FAIL\x10\x02\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x03*K\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_BLOCK\x10\x01\x12\x11\n\rSEVERITY_WARN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aonnx_audit/v1/policy.proto\x12\ronnx_audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1connx_audit/v1/estimate.proto\"b\n\x04Gate\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x08severity\x18\x02 \x01(\x0e\x32\x17.onnx_audit.v1.Severity\x12\x12\n\nexpression\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"x\n\x06Waiver\x12\x0f\n\x07gate_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05owner\x18\x04 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x06Policy\x12\x14\n\x0c\x64isplay_name\x18\x01 \x01(\t\x12\"\n\x05gates\x18\x02 \x03(\x0b\x32\x13.onnx_audit.v1.Gate\x12&\n\x07waivers\x18\x03 \x03(\x0b\x32\x15.onnx_audit.v1.Waiver\"\x91\x02\n\nGateFigure\x12\x12\n\nexpression\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12-\n\x08relation\x18\x03 \x01(\x0e\x32\x1b.onnx_audit.v1.GateRelation\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x06margin\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12)\n\x08\x62\x61seline\x18\x06 \x01(\x0b\x32\x17.onnx_audit.v1.Estimate\x12\'\n\x07verdict\x18\x07 \x01(\x0e\x32\x16.onnx_audit.v1.VerdictB\x0c\n\n_thresholdB\t\n\x07_margin\"\xf2\x01\n\nGateResult\x12!\n\x04gate\x18\x01 \x01(\x0b\x32\x13.onnx_audit.v1.Gate\x12\'\n\x07verdict\x18\x02 \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12%\n\x06waiver\x18\x03 \x01(\x0b\x32\x15.onnx_audit.v1.Waiver\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t\x12*\n\x07\x66igures\x18\x05 \x03(\x0b\x32\x19.onnx_audit.v1.GateFigure\x12\x30\n\x0cwaiver_state\x18\x06 \x01(\x0e\x32\x1a.onnx_audit.v1.WaiverState\"\xf8\x01\n\x0cPolicyResult\x12\'\n\x07verdict\x18\x01 \x01(\x0e\x32\x16.onnx_audit.v1.Verdict\x12(\n\x05gates\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.GateResult\x12\x1b\n\x13policy_display_name\x18\x03 \x01(\t\x12\x15\n\rpolicy_digest\x18\x04 \x01(\t\x12\x15\n\rreport_digest\x18\x05 \x01(\t\x12\x17\n\x0f\x62\x61seline_digest\x18\x06 \x01(\t\x12\x31\n\revaluate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*`\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_PASS\x10\x01\x12\x10\n\x0cVERDICT_FAIL\x10\x02\x12\x18\n\x14VERDICT_INCONCLUSIVE\x10\x03*K\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_BLOCK\x10\x01\x12\x11\n\rSEVERITY_WARN\x10\x02*\xcc\x01\n\x0cGateRelation\x12\x1d\n\x19GATE_RELATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16GATE_RELATION_AT_LEAST\x10\x01\x12\x17\n\x13GATE_RELATION_ABOVE\x10\x02\x12\x19\n\x15GATE_RELATION_AT_MOST\x10\x03\x12\x17\n\x13GATE_RELATION_BELOW\x10\x04\x12\x17\n\x13GATE_RELATION_EQUAL\x10\x05\x12\x1b\n\x17GATE_RELATION_NOT_EQUAL\x10\x06*^\n\x0bWaiverState\x12\x1c\n\x18WAIVER_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13WAIVER_STATE_ACTIVE\x10\x01\x12\x18\n\x14WAIVER_STATE_EXPIRED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onnx_audit.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=658
-  _globals['_VERDICT']._serialized_end=754
-  _globals['_SEVERITY']._serialized_start=756
-  _globals['_SEVERITY']._serialized_end=831
-  _globals['_GATE']._serialized_start=78
-  _globals['_GATE']._serialized_end=176
-  _globals['_WAIVER']._serialized_start=178
-  _globals['_WAIVER']._serialized_end=298
-  _globals['_POLICY']._serialized_start=300
-  _globals['_POLICY']._serialized_end=406
-  _globals['_GATERESULT']._serialized_start=409
-  _globals['_GATERESULT']._serialized_end=557
-  _globals['_POLICYRESULT']._serialized_start=559
-  _globals['_POLICYRESULT']._serialized_end=656
+  _globals['_VERDICT']._serialized_start=1210
+  _globals['_VERDICT']._serialized_end=1306
+  _globals['_SEVERITY']._serialized_start=1308
+  _globals['_SEVERITY']._serialized_end=1383
+  _globals['_GATERELATION']._serialized_start=1386
+  _globals['_GATERELATION']._serialized_end=1590
+  _globals['_WAIVERSTATE']._serialized_start=1592
+  _globals['_WAIVERSTATE']._serialized_end=1686
+  _globals['_GATE']._serialized_start=108
+  _globals['_GATE']._serialized_end=206
+  _globals['_WAIVER']._serialized_start=208
+  _globals['_WAIVER']._serialized_end=328
+  _globals['_POLICY']._serialized_start=330
+  _globals['_POLICY']._serialized_end=436
+  _globals['_GATEFIGURE']._serialized_start=439
+  _globals['_GATEFIGURE']._serialized_end=712
+  _globals['_GATERESULT']._serialized_start=715
+  _globals['_GATERESULT']._serialized_end=957
+  _globals['_POLICYRESULT']._serialized_start=960
+  _globals['_POLICYRESULT']._serialized_end=1208
 # @@protoc_insertion_point(module_scope)

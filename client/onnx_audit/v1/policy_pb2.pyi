@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from onnx_audit.v1 import estimate_pb2 as _estimate_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -71,6 +72,70 @@ SEVERITY_BLOCK: Severity.ValueType  # 1
 SEVERITY_WARN: Severity.ValueType  # 2
 """The release goes on, with a warning."""
 Global___Severity: _TypeAlias = Severity  # noqa: Y015
+
+class _GateRelation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GateRelationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GateRelation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GATE_RELATION_UNSPECIFIED: _GateRelation.ValueType  # 0
+    """The gate asks for no number."""
+    GATE_RELATION_AT_LEAST: _GateRelation.ValueType  # 1
+    """The figure is the threshold or more."""
+    GATE_RELATION_ABOVE: _GateRelation.ValueType  # 2
+    """The figure is more than the threshold."""
+    GATE_RELATION_AT_MOST: _GateRelation.ValueType  # 3
+    """The figure is the threshold or less."""
+    GATE_RELATION_BELOW: _GateRelation.ValueType  # 4
+    """The figure is less than the threshold."""
+    GATE_RELATION_EQUAL: _GateRelation.ValueType  # 5
+    """The figure is the threshold."""
+    GATE_RELATION_NOT_EQUAL: _GateRelation.ValueType  # 6
+    """The figure is anything but the threshold."""
+
+class GateRelation(_GateRelation, metaclass=_GateRelationEnumTypeWrapper):
+    """How a figure has to stand to its threshold."""
+
+GATE_RELATION_UNSPECIFIED: GateRelation.ValueType  # 0
+"""The gate asks for no number."""
+GATE_RELATION_AT_LEAST: GateRelation.ValueType  # 1
+"""The figure is the threshold or more."""
+GATE_RELATION_ABOVE: GateRelation.ValueType  # 2
+"""The figure is more than the threshold."""
+GATE_RELATION_AT_MOST: GateRelation.ValueType  # 3
+"""The figure is the threshold or less."""
+GATE_RELATION_BELOW: GateRelation.ValueType  # 4
+"""The figure is less than the threshold."""
+GATE_RELATION_EQUAL: GateRelation.ValueType  # 5
+"""The figure is the threshold."""
+GATE_RELATION_NOT_EQUAL: GateRelation.ValueType  # 6
+"""The figure is anything but the threshold."""
+Global___GateRelation: _TypeAlias = GateRelation  # noqa: Y015
+
+class _WaiverState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaiverStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaiverState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIVER_STATE_UNSPECIFIED: _WaiverState.ValueType  # 0
+    """There is none."""
+    WAIVER_STATE_ACTIVE: _WaiverState.ValueType  # 1
+    """It counts: the gate is set aside where it does not hold."""
+    WAIVER_STATE_EXPIRED: _WaiverState.ValueType  # 2
+    """Its time is over: the gate fails unless it holds."""
+
+class WaiverState(_WaiverState, metaclass=_WaiverStateEnumTypeWrapper):
+    """Whether a waiver for a gate and a model counts."""
+
+WAIVER_STATE_UNSPECIFIED: WaiverState.ValueType  # 0
+"""There is none."""
+WAIVER_STATE_ACTIVE: WaiverState.ValueType  # 1
+"""It counts: the gate is set aside where it does not hold."""
+WAIVER_STATE_EXPIRED: WaiverState.ValueType  # 2
+"""Its time is over: the gate fails unless it holds."""
+Global___WaiverState: _TypeAlias = WaiverState  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
@@ -181,6 +246,66 @@ class Policy(_message.Message):
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 @_typing.final
+class GateFigure(_message.Message):
+    """A figure that a gate looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPRESSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    RELATION_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    expression: _builtins.str
+    """The figure as the expression names it, such as "report.distortion.clean_accuracy.value"."""
+    relation: Global___GateRelation.ValueType
+    """How it has to stand to the threshold."""
+    threshold: _builtins.float
+    """The threshold; not set where it is missing."""
+    margin: _builtins.float
+    """How far the figure is on the right side of the threshold, in its unit: negative on the wrong
+    side, counted from the nearer end of the interval where the expression looks at that. Not set
+    without a threshold, and for EQUAL and NOT_EQUAL.
+    """
+    verdict: Global___Verdict.ValueType
+    """Whether the figure stands as it has to: PASS, FAIL or INCONCLUSIVE."""
+    @_builtins.property
+    def value(self) -> _estimate_pb2.Estimate:
+        """The figure, with its interval where the expression looks at that; not set where it is missing."""
+
+    @_builtins.property
+    def baseline(self) -> _estimate_pb2.Estimate:
+        """The same figure of the baseline; not set where there is none."""
+
+    def __init__(
+        self,
+        *,
+        expression: _builtins.str = ...,
+        value: _estimate_pb2.Estimate | None = ...,
+        relation: Global___GateRelation.ValueType = ...,
+        threshold: _builtins.float | None = ...,
+        margin: _builtins.float | None = ...,
+        baseline: _estimate_pb2.Estimate | None = ...,
+        verdict: Global___Verdict.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_threshold", b"_threshold", "baseline", b"baseline", "margin", b"margin", "threshold", b"threshold", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_margin", b"_margin", "_threshold", b"_threshold", "baseline", b"baseline", "expression", b"expression", "margin", b"margin", "relation", b"relation", "threshold", b"threshold", "value", b"value", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___GateFigure: _TypeAlias = GateFigure  # noqa: Y015
+
+@_typing.final
 class GateResult(_message.Message):
     """What became of one gate."""
 
@@ -190,17 +315,25 @@ class GateResult(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     WAIVER_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    WAIVER_STATE_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
-    """PASS, FAIL or INCONCLUSIVE."""
+    """PASS, FAIL or INCONCLUSIVE, before any waiver."""
     explanation: _builtins.str
     """Why, in a sentence."""
+    waiver_state: Global___WaiverState.ValueType
+    """Whether the waiver counts."""
     @_builtins.property
     def gate(self) -> Global___Gate:
         """The gate."""
 
     @_builtins.property
     def waiver(self) -> Global___Waiver:
-        """The waiver that applied, if any."""
+        """The waiver for this gate and model, if there is one."""
+
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateFigure]:
+        """The figures that the gate looked at, in the order of its expression."""
 
     def __init__(
         self,
@@ -209,10 +342,12 @@ class GateResult(_message.Message):
         verdict: Global___Verdict.ValueType = ...,
         waiver: Global___Waiver | None = ...,
         explanation: _builtins.str = ...,
+        figures: _abc.Iterable[Global___GateFigure] | None = ...,
+        waiver_state: Global___WaiverState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gate", b"gate", "waiver", b"waiver"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "gate", b"gate", "verdict", b"verdict", "waiver", b"waiver"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "figures", b"figures", "gate", b"gate", "verdict", b"verdict", "waiver", b"waiver", "waiver_state", b"waiver_state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,21 +361,45 @@ class PolicyResult(_message.Message):
 
     VERDICT_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
+    POLICY_DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    POLICY_DIGEST_FIELD_NUMBER: _builtins.int
+    REPORT_DIGEST_FIELD_NUMBER: _builtins.int
+    BASELINE_DIGEST_FIELD_NUMBER: _builtins.int
+    EVALUATE_TIME_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
-    """The verdict."""
+    """FAIL if a blocking gate fails that is not set aside, else INCONCLUSIVE if one could not be
+    decided, else PASS.
+    """
+    policy_display_name: _builtins.str
+    """What people call the policy."""
+    policy_digest: _builtins.str
+    """SHA-256 of the policy's canonical JSON (see Report.digest)."""
+    report_digest: _builtins.str
+    """Digest of the report."""
+    baseline_digest: _builtins.str
+    """Digest of the baseline's report; empty without one."""
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[Global___GateResult]:
         """Every gate's result."""
+
+    @_builtins.property
+    def evaluate_time(self) -> _timestamp_pb2.Timestamp:
+        """When the policy was applied: waivers that end later count."""
 
     def __init__(
         self,
         *,
         verdict: Global___Verdict.ValueType = ...,
         gates: _abc.Iterable[Global___GateResult] | None = ...,
+        policy_display_name: _builtins.str = ...,
+        policy_digest: _builtins.str = ...,
+        report_digest: _builtins.str = ...,
+        baseline_digest: _builtins.str = ...,
+        evaluate_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluate_time", b"evaluate_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gates", b"gates", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_digest", b"baseline_digest", "evaluate_time", b"evaluate_time", "gates", b"gates", "policy_digest", b"policy_digest", "policy_display_name", b"policy_display_name", "report_digest", b"report_digest", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
