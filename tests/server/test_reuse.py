@@ -20,7 +20,7 @@ from onnx_audit_server.store.sections import SectionRecords
 
 __all__ = ["records", "url"]
 
-DISTORTION = v1.DistortionConfig(budget=30)
+DISTORTION = v1.DistortionConfig(budget=8, max_probes=6, exact_probes=0)
 CONFIG = v1.AuditorConfigs(distortion=DISTORTION)
 ATTACKS = [v1.TRANSFER_ATTACK_MINIMAL]
 
@@ -84,7 +84,9 @@ def test_another_job_is_computed(
     """Seed, configuration, probes and box are parts of the job."""
     other_probes = client.upload_probes(models.probes(40, 16, seed=2))
     box = v1.InputSpec(lower=[0.0], upper=[1.25])
-    budget = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=31))
+    budget = v1.AuditorConfigs(
+        distortion=v1.DistortionConfig(budget=9, max_probes=6, exact_probes=0)
+    )
     audits = [
         client.audit(model, probe_set, auditors=CONFIG, seed=1),
         client.audit(model, probe_set, auditors=budget),
@@ -108,7 +110,11 @@ def test_transfer_builds_on_sections_taken_over(
 
     def audit(peer: v1.Model, *, fresh: bool = False) -> v1.Audit:
         transfer = v1.TransferConfig(
-            peers=[v1.PeerModel(model=peer.name)], attacks=ATTACKS, budget=30, noise_draws=1
+            peers=[v1.PeerModel(model=peer.name)],
+            attacks=ATTACKS,
+            budget=8,
+            noise_draws=1,
+            max_probes=6,
         )
         configs = v1.AuditorConfigs(distortion=DISTORTION, transfer=transfer)
         return client.wait(client.audit(model, probe_set, auditors=configs, fresh=fresh))
