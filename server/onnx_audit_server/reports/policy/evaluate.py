@@ -70,7 +70,7 @@ def _variables(
         from onnx_audit_server.reports.compare import compare  # noqa: PLC0415
 
         variables["changes"] = {
-            row.path: plain(row.difference) for row in compare(baseline, report).comparisons
+            row.path: plain(row) for row in compare(baseline, report).comparisons
         }
     return variables
 

@@ -46,10 +46,15 @@ class Data:
 
     Args:
         values: By name. `report` always; `baseline` and `changes` where there is a baseline.
+
+    Attributes:
+        has_baseline: Whether there is a baseline.
+        changes: What moved from it, by path; empty where no expression asks for it.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.has_baseline = "baseline" in values
+        self.changes: dict[str, Any] = values.get("changes", {})
         self._activation = _untyped().Activation(data=functions.NORMS | values)
 
     def evaluate(self, expression: str) -> Answer:
@@ -80,10 +85,9 @@ def mistakes(expression: str) -> list[Mistake]:
 def _typed() -> cel.Env:
     v1.Report()  # its descriptors are loaded when it is first asked for
     report = cel.Type(f"{CONTAINER}.Report")
-    changes = cel.Type.Map(cel.Type.STRING, cel.Type(f"{CONTAINER}.Estimate"))
     return cel.NewEnv(
         descriptor_pool.Default(),
-        variables={"report": report, "baseline": report, "changes": changes, **_norms()},
+        variables={"report": report, "baseline": report, "changes": functions.CHANGES, **_norms()},
         container=CONTAINER,
         functions=functions.typed(),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from onnx_audit import v1
 from onnx_audit_server.reports.policy.atoms import Atom, atoms, mentions, rename
 from onnx_audit_server.reports.policy.expression import Answer, Data
+from onnx_audit_server.reports.policy.functions import matching
 from onnx_audit_server.reports.policy.values import Plain
 
 _GROWING = {v1.GATE_RELATION_AT_LEAST, v1.GATE_RELATION_ABOVE}
@@ -20,6 +22,14 @@ _RELATION_TEXT = {
     v1.GATE_RELATION_EQUAL: "equal to",
     v1.GATE_RELATION_NOT_EQUAL: "other than",
 }
+_MOVED = {
+    v1.MOVEMENT_UNSPECIFIED: "whether by chance is not known",
+    v1.MOVEMENT_WITHIN_NOISE: "within noise",
+    v1.MOVEMENT_BETTER: "better",
+    v1.MOVEMENT_WORSE: "worse",
+    v1.MOVEMENT_CHANGED: "changed",
+}
+_NOT_WORSE = re.compile(r"""not_worse\(\s*changes\s*,\s*(["'])(.*)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,30 @@ class Seen:
 
 def look(expression: str, data: Data) -> list[Seen]:
     """The comparisons of an expression, in its order."""
-    return [_look(atom, data) for atom in atoms(expression)]
+    seen: list[Seen] = []
+    for atom in atoms(expression):
+        if match := _NOT_WORSE.fullmatch(atom.text):
+            seen += [_changed(row) for row in matching(data.changes, match.group(2)).values()]
+        else:
+            seen.append(_look(atom, data))
+    return seen
+
+
+def _changed(row: Plain) -> Seen:
+    """A figure that must not be worse than the baseline's."""
+    movement = row["movement"]
+    verdict = v1.VERDICT_FAIL if movement == v1.MOVEMENT_WORSE else v1.VERDICT_PASS
+    if movement == v1.MOVEMENT_UNSPECIFIED:
+        verdict = v1.VERDICT_INCONCLUSIVE
+    figure = v1.GateFigure(
+        expression=row["path"],
+        value=_message(row["candidate"]),
+        baseline=_message(row["baseline"]),
+        verdict=verdict,
+    )
+    moved = f"{_MOVED[movement]} (difference {_value(_message(row['difference']))})"
+    was = f"was {_value(figure.baseline)}"
+    return Seen(figure, f"{row['label']} is {_value(figure.value)}, {was}: {moved}")
 
 
 def _look(atom: Atom, data: Data) -> Seen:

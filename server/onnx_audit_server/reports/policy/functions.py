@@ -8,6 +8,7 @@ and over dicts, on which expressions are evaluated. A function that cannot answe
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,29 @@ def accuracy_at(figures: Plain, radius: float) -> Plain:
     return _estimate(min(points, key=lambda row: float(row["x"])), "y")
 
 
+def not_worse(changes: Plain, pattern: str) -> bool:
+    """Whether no figure whose path matches the pattern is worse than that of the baseline.
+
+    A difference that the choice of probes explains does not count as worse.
+    """
+    found = matching(changes, pattern)
+    movements = {row["movement"] for row in found.values()}
+    if v1.MOVEMENT_WORSE in movements:
+        return False
+    if not found:
+        raise Undecided(f"no figure of both reports matches {pattern!r}")
+    unclear = [name for name, row in found.items() if row["movement"] == v1.MOVEMENT_UNSPECIFIED]
+    if unclear:
+        raise Undecided(f"nothing is known of what chance does to {unclear[0]}")
+    return True
+
+
+def matching(changes: Plain, pattern: str) -> dict[str, Plain]:
+    """The changes whose paths match a pattern with "*" for any text."""
+    expression = ".*".join(re.escape(part) for part in pattern.split("*"))
+    return {path: row for path, row in changes.items() if re.fullmatch(expression, path, re.DOTALL)}
+
+
 @dataclass(frozen=True)
 class _Signature:
     function: Callable[..., Any]
@@ -113,7 +137,10 @@ _SIGNATURES = (
     _Signature(quantile, "Estimate", ("LipschitzCertificates", "double")),
     _Signature(accuracy_at, "Estimate", ("NormDistortion", "double")),
     _Signature(accuracy_at, "Estimate", ("LipschitzCertificates", "double")),
+    _Signature(not_worse, "bool", ("changes", "string")),
 )
+CHANGES = cel.Type.Map(cel.Type.STRING, cel.Type("onnx_audit.v1.Comparison"))
+"""Type of the variable `changes`: what moved from the baseline, by path."""
 _SCALARS = {
     "bool": cel.Type.BOOL,
     "double": cel.Type.DOUBLE,
@@ -128,8 +155,8 @@ def typed() -> list[cel.FunctionDecl]:
     for number, signature in enumerate(_SIGNATURES):
         overload = cel.Overload(
             f"typed_{number}",
-            _type(signature.returns, cel.Type),
-            [_type(name, cel.Type) for name in signature.parameters],
+            _type(signature.returns, _message),
+            [_type(name, _message) for name in signature.parameters],
             impl=signature.function,
         )
         declared.setdefault(signature.function.__name__, []).append(overload)
@@ -157,7 +184,11 @@ def _declarations(declared: dict[str, list[cel.Overload]]) -> list[cel.FunctionD
 
 
 def _type(name: str, message: Callable[[str], cel.Type]) -> cel.Type:
-    return _SCALARS[name] if name in _SCALARS else message(f"onnx_audit.v1.{name}")
+    return _SCALARS[name] if name in _SCALARS else message(name)
+
+
+def _message(name: str) -> cel.Type:
+    return CHANGES if name == "changes" else cel.Type(f"onnx_audit.v1.{name}")
 
 
 def _entry(section: Plain, field: str, wanted: Callable[[Plain], bool], name: str) -> Plain:
