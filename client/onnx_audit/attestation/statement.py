@@ -1,7 +1,7 @@
 """What an attestation states: an in-toto Statement v1 with the predicate test-result v0.1.
 
-See https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md. Subjects are the
-files that the model consists of; the configuration names, by digest, what the verdict came from.
+See https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md. Subjects are
+the files that the model consists of; the configuration names, by digest, what the verdict came from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
-from in_toto_attestation.v1.statement import STATEMENT_TYPE_URI, Statement
+from in_toto_attestation.v1.statement import Statement
 
 from onnx_audit import v1
 from onnx_audit.attestation.envelope import NotVerified
