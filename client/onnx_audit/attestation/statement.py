@@ -1,7 +1,8 @@
 """What an attestation states: an in-toto Statement v1 with the predicate test-result v0.1.
 
 See https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md. Subjects are
-the files that the model consists of; the configuration names, by digest, what the verdict came from.
+the files that the model consists of; the configuration names, by digest, what the verdict came
+from.
 """
 
 from __future__ import annotations
