@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
-from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
-from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.predicates.test_result.v0 import test_result_pb2  # type: ignore[import-untyped]
+from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # type: ignore[import-untyped]
+from in_toto_attestation.v1.statement import Statement  # type: ignore[import-untyped]
 
 from onnx_audit import v1
 from onnx_audit.attestation.envelope import NotVerified
