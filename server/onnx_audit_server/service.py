@@ -38,6 +38,7 @@ from onnx_audit_server.api.interceptor import Interceptor
 from onnx_audit_server.api.models import ModelServicer
 from onnx_audit_server.api.probe_sets import ProbeSetServicer
 from onnx_audit_server.http import HttpServer
+from onnx_audit_server.http.console import Console
 from onnx_audit_server.jobs import queue
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.jobs.pool import RunnerPool
@@ -95,7 +96,7 @@ class Service:
         self._worker = self._make_worker(engine) if worker else None
         self._health = HealthServicer()
         self._server = self._make_server() if api else None
-        self._http = HttpServer(settings.http, self._records) if settings.http != "none" else None
+        self._http = self._make_http(api=api) if settings.http != "none" else None
 
     async def run(
         self, ready: Callable[[dict[str, str | None]], None], *, stop_on_eof: bool
@@ -136,6 +137,10 @@ class Service:
         executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
         sections = StoredSections(SectionRecords(engine), self._blobs)
         return Worker(self._settings, self._records, self._blobs, self._queue, executor, sections)
+
+    def _make_http(self, *, api: bool) -> HttpServer:
+        console = Console(self._records, self._blobs, self._tail) if api else None
+        return HttpServer(self._settings.http, self._records, console)
 
     def _make_server(self) -> grpc.aio.Server:
         settings = self._settings
