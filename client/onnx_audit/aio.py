@@ -23,12 +23,14 @@ import grpc.aio
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from onnx_audit import rpc, v1
+from onnx_audit import report_calls, rpc, v1
 from onnx_audit.client import DEFAULT_TARGET
 from onnx_audit.errors import OnnxAuditError, ServiceError, Unavailable
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
+from onnx_audit.policies import PolicyLike, as_loaded
 from onnx_audit.probes import ProbesLike, load_probes
+from onnx_audit.report_calls import ReportLike
 from onnx_audit.requests import AuditLike, AuditorsLike, audit_name
 from onnx_audit.retries import RetryPolicy
 from onnx_audit.rpc import RequestT, ResponseT, Rpc
@@ -122,10 +124,20 @@ class AsyncClient:
         display_name: str | None = None,
         request_id: str | None = None,
         linear_head: v1.LinearHeadConfig | None = None,
+        policy: PolicyLike | None = None,
+        baseline: ReportLike | None = None,
     ) -> v1.Audit:
         """Starts an audit and returns at once; see `Client.audit`."""
         arguments = AuditArguments(
-            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+            auditors,
+            input_spec,
+            seed,
+            timeout,
+            display_name,
+            request_id,
+            linear_head,
+            policy,
+            baseline,
         )
         return await self._run(self._session.audit(model, probes, arguments))
 
@@ -189,6 +201,37 @@ class AsyncClient:
         """Returns the report of an audit that succeeded; see `Client.report`."""
         request = v1.GetReportRequest(name=f"{audit_name(audit)}/report")
         return await self._run(self._session.call(rpc.GET_REPORT, request))
+
+    async def evaluate_policy(
+        self, report: ReportLike, policy: PolicyLike, baseline: ReportLike | None = None
+    ) -> v1.PolicyResult:
+        """Applies a policy to a report; see `Client.evaluate_policy`."""
+        flow = report_calls.evaluate(report, policy, baseline, self._session.policy)
+        return await self._run(flow)
+
+    async def check_policy(self, policy: PolicyLike) -> v1.Policy:
+        """Checks a policy and returns it; see `Client.check_policy`."""
+        loaded = await asyncio.to_thread(as_loaded, policy)
+        await self._run(report_calls.evaluate(None, loaded, None, self._session.policy))
+        return loaded.policy
+
+    async def compare(
+        self, baseline: ReportLike, candidate: ReportLike
+    ) -> v1.CompareReportsResponse:
+        """Says what moved between two reports; see `Client.compare`."""
+        return await self._run(report_calls.compare(baseline, candidate, self._session.policy))
+
+    async def render(
+        self,
+        report: ReportLike,
+        form: v1.ReportFormat.ValueType,
+        *,
+        policy: PolicyLike | None = None,
+        baseline: ReportLike | None = None,
+    ) -> v1.RenderReportResponse:
+        """Returns a report as a document; see `Client.render`."""
+        flow = report_calls.render(report, form, policy, baseline, self._session.policy)
+        return await self._run(flow)
 
     async def download(self, blob: v1.BlobRef, path: str | os.PathLike[str]) -> Path:
         """Downloads a blob and checks its digest; see `Client.download`."""

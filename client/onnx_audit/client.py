@@ -14,11 +14,13 @@ import grpc
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from onnx_audit import rpc, v1
+from onnx_audit import report_calls, rpc, v1
 from onnx_audit.errors import OnnxAuditError, ServiceError
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
+from onnx_audit.policies import PolicyLike, as_loaded
 from onnx_audit.probes import ProbesLike, load_probes
+from onnx_audit.report_calls import ReportLike
 from onnx_audit.requests import AuditLike, AuditorsLike, audit_name
 from onnx_audit.retries import RetryPolicy
 from onnx_audit.rpc import RequestT, ResponseT, Rpc
@@ -138,6 +140,8 @@ class Client:
         display_name: str | None = None,
         request_id: str | None = None,
         linear_head: v1.LinearHeadConfig | None = None,
+        policy: PolicyLike | None = None,
+        baseline: ReportLike | None = None,
     ) -> v1.Audit:
         """Starts an audit and returns at once; `wait` or `watch` follow it.
 
@@ -155,13 +159,24 @@ class Client:
                 retries within this call start one audit only.
             linear_head: For a model without classes, such as an autoencoder: the linear head to
                 fit on the labelled probes.
+            policy: Rules that the report is held against when the audit ends: a policy, a YAML
+                file, or the name of a ready-made one. The audit then has a verdict.
+            baseline: The report that the policy compares with: a report, or the audit that made it.
 
         Raises:
-            ConfigError: An argument cannot be right.
+            ConfigError: An argument cannot be right; for a policy, with line and column.
             ServiceError: The service does not accept the audit.
         """
         arguments = AuditArguments(
-            auditors, input_spec, seed, timeout, display_name, request_id, linear_head
+            auditors,
+            input_spec,
+            seed,
+            timeout,
+            display_name,
+            request_id,
+            linear_head,
+            policy,
+            baseline,
         )
         return self._run(self._session.audit(model, probes, arguments))
 
@@ -246,6 +261,65 @@ class Client:
         """
         request = v1.GetReportRequest(name=f"{audit_name(audit)}/report")
         return self._run(self._session.call(rpc.GET_REPORT, request))
+
+    def evaluate_policy(
+        self, report: ReportLike, policy: PolicyLike, baseline: ReportLike | None = None
+    ) -> v1.PolicyResult:
+        """Applies a policy to a report; nothing is computed again.
+
+        Args:
+            report: A report, or the audit that made it.
+            policy: A policy, a YAML file, or the name of a ready-made one.
+            baseline: The report that the policy compares with, likewise.
+
+        Raises:
+            ConfigError: The policy is wrong; every mistake with its line and column.
+            ServiceError: There is no such report, or it is not whole.
+        """
+        flow = report_calls.evaluate(report, policy, baseline, self._session.policy)
+        return self._run(flow)
+
+    def check_policy(self, policy: PolicyLike) -> v1.Policy:
+        """Checks a policy and returns it.
+
+        Raises:
+            ConfigError: It is wrong; every mistake with its line and column.
+        """
+        loaded = as_loaded(policy)
+        self._run(report_calls.evaluate(None, loaded, None, self._session.policy))
+        return loaded.policy
+
+    def compare(self, baseline: ReportLike, candidate: ReportLike) -> v1.CompareReportsResponse:
+        """Says what moved from one report to another, and whether chance explains it.
+
+        Args:
+            baseline: The older report, or the audit that made it.
+            candidate: The newer one, likewise.
+        """
+        return self._run(report_calls.compare(baseline, candidate, self._session.policy))
+
+    def render(
+        self,
+        report: ReportLike,
+        form: v1.ReportFormat.ValueType,
+        *,
+        policy: PolicyLike | None = None,
+        baseline: ReportLike | None = None,
+    ) -> v1.RenderReportResponse:
+        """Returns a report as a document.
+
+        Args:
+            report: A report, or the audit that made it.
+            form: The form of the document.
+            policy: Rules whose result the document shows; by default that of the audit.
+            baseline: The report that the policy compares with.
+
+        Raises:
+            ConfigError: The policy is wrong; every mistake with its line and column.
+            Unimplemented: The service does not offer the form.
+        """
+        flow = report_calls.render(report, form, policy, baseline, self._session.policy)
+        return self._run(flow)
 
     def download(self, blob: v1.BlobRef, path: str | os.PathLike[str]) -> Path:
         """Downloads a blob, such as a section's artefact, and checks its digest.

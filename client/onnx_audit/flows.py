@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
+from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from onnx_audit import rpc, v1
@@ -191,3 +192,14 @@ def upload_probes(
     )
     request = v1.CreateProbeSetRequest(probe_set=probe_set)
     return (yield from call(rpc.CREATE_PROBE_SET, request, policy))
+
+
+def upload_report(report: v1.Report, policy: RetryPolicy) -> Flow[str]:
+    """Uploads a report as JSON; the result is its name, `blobs/{sha256}`."""
+    with tempfile.TemporaryDirectory(prefix="onnx-audit-") as folder:
+        path = Path(folder) / "report.json"
+        text = json_format.MessageToJson(report, preserving_proto_field_name=True)
+        yield from work(lambda: path.write_text(text, encoding="utf-8"))
+        blob = yield from work(lambda: local_blob(path))
+        yield from upload_blobs([blob], policy, None)
+    return f"blobs/{blob.sha256}"

@@ -69,6 +69,7 @@ def create_audit_request(
     display_name: str | None,
     request_id: str | None,
     linear_head: v1.LinearHeadConfig | None = None,
+    policy: v1.Policy | None = None,
 ) -> v1.CreateAuditRequest:
     """The request of an audit; made once per call, so that its retries are the same request.
 
@@ -85,6 +86,7 @@ def create_audit_request(
         auditors=auditor_configs(auditors),
         seed=seed,
         linear_head=linear_head,
+        policy=policy,
     )
     if timeout is not None:
         if timeout <= 0:

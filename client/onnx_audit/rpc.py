@@ -60,3 +60,12 @@ LIST_AUDITS = Rpc[v1.ListAuditsRequest, v1.ListAuditsResponse](AuditServiceStub,
 CANCEL_AUDIT = Rpc[v1.CancelAuditRequest, v1.Audit](AuditServiceStub, "CancelAudit")
 WATCH_AUDIT = Rpc[v1.WatchAuditRequest, v1.AuditEvent](AuditServiceStub, "WatchAudit")
 GET_REPORT = Rpc[v1.GetReportRequest, v1.Report](AuditServiceStub, "GetReport")
+RENDER_REPORT = Rpc[v1.RenderReportRequest, v1.RenderReportResponse](
+    AuditServiceStub, "RenderReport", patience=10
+)
+COMPARE_REPORTS = Rpc[v1.CompareReportsRequest, v1.CompareReportsResponse](
+    AuditServiceStub, "CompareReports", patience=10
+)
+EVALUATE_POLICY = Rpc[v1.EvaluatePolicyRequest, v1.PolicyResult](
+    AuditServiceStub, "EvaluatePolicy", patience=10
+)

@@ -10,12 +10,14 @@ from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import Message
 
-from onnx_audit import flows, rpc, v1
+from onnx_audit import flows, report_calls, rpc, v1
 from onnx_audit.configs import merged
 from onnx_audit.errors import ConfigError
 from onnx_audit.files import Progress
 from onnx_audit.flows import Flow
+from onnx_audit.policies import PolicyLike, as_loaded
 from onnx_audit.probes import Probes, ProbesLike, load_probes
+from onnx_audit.report_calls import ReportLike, report_name
 from onnx_audit.requests import AuditorsLike, create_audit_request, is_content_name
 from onnx_audit.retries import RetryPolicy
 from onnx_audit.rpc import RequestT, ResponseT, Rpc
@@ -38,6 +40,8 @@ class AuditArguments:
     display_name: str | None
     request_id: str | None
     linear_head: v1.LinearHeadConfig | None = None
+    policy: PolicyLike | None = None
+    baseline: ReportLike | None = None
 
 
 class Session:
@@ -94,6 +98,8 @@ class Session:
     ) -> Flow[v1.Audit]:
         """The start of an audit, with the uploads that it needs."""
         # Wrong arguments should not cost an upload.
+        given = arguments.policy
+        policy = None if given is None else (yield from flows.work(lambda: as_loaded(given)))
         request = create_audit_request(
             "",
             "",
@@ -104,7 +110,10 @@ class Session:
             display_name=arguments.display_name,
             request_id=arguments.request_id,
             linear_head=arguments.linear_head,
+            policy=None if policy is None else policy.policy,
         )
+        if arguments.baseline is not None:
+            request.audit.baseline = yield from self._report_name(arguments.baseline)
         request.audit.model = yield from self._model_name(model)
         request.audit.probe_set = yield from self._probe_set_name(probes)
         for peer in request.audit.auditors.transfer.peers:
@@ -112,7 +121,14 @@ class Session:
         layout = self._layouts.get(request.audit.probe_set)
         if layout is not None:  # what the caller says stands in for what the source says
             request.audit.input_spec.CopyFrom(merged(layout, request.audit.input_spec))
-        return (yield from self.call(rpc.CREATE_AUDIT, request))
+        with report_calls.explained(policy):
+            return (yield from self.call(rpc.CREATE_AUDIT, request))
+
+    def _report_name(self, report: ReportLike) -> Flow[str]:
+        """The name of a report; one that the caller holds is uploaded first."""
+        if not isinstance(report, v1.Report):
+            return report_name(report)
+        return (yield from flows.upload_report(report, self.policy))
 
     def _model_name(self, model: ModelLike) -> Flow[str]:
         if isinstance(model, v1.Model):

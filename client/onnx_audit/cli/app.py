@@ -11,7 +11,10 @@ from typing import Any, Final
 import click
 
 from onnx_audit.cli.audits import audits
+from onnx_audit.cli.compare import compare
 from onnx_audit.cli.demo import demo
+from onnx_audit.cli.gate import gate
+from onnx_audit.cli.policy import policy
 from onnx_audit.cli.report import report
 from onnx_audit.cli.resources import models, probes, upload
 from onnx_audit.cli.run import run
@@ -61,6 +64,11 @@ class Commands(click.Group):
         except OnnxAuditError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(SERVICE_ERROR)
+        except BrokenPipeError:  # whoever reads the output has left; click knows what to do
+            raise
+        except OSError as error:  # status 1 would say that a gate does not hold
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(USAGE_ERROR)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
@@ -100,6 +108,7 @@ def _missing(name: str, cause: str) -> click.Command:
         "Examples:\n"
         "  onnx-audit demo\n"
         "  onnx-audit run model.onnx --probes probes.npz --box 0,1\n"
+        "  onnx-audit gate model.onnx --probes probes.npz --box 0,1 --policy baseline\n"
         "  onnx-audit report show onnx-audit-report/report.json\n"
         "\n"
         "\b\n"
@@ -119,7 +128,7 @@ def cli() -> None:
     """
 
 
-for _command in (audits, demo, models, probes, report, run, upload):
+for _command in (audits, compare, demo, gate, models, policy, probes, report, run, upload):
     cli.add_command(_command)
 
 

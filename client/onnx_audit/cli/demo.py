@@ -11,13 +11,13 @@ import numpy as np
 from rich.console import Console
 
 from onnx_audit import v1
+from onnx_audit.cli.audit_files import follow
 from onnx_audit.cli.demo_models import PROBES, load_digits, train_models
 from onnx_audit.cli.distortion_view import quantile
 from onnx_audit.cli.events import event_view
 from onnx_audit.cli.figures import estimate_text, norm_name, number
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import write_report
-from onnx_audit.cli.run import follow
 
 DEFAULT_OUT: Final = Path("onnx-audit-demo")
 

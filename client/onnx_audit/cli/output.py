@@ -108,3 +108,17 @@ def read_report(path: Path) -> v1.Report:
         return json_format.Parse(path.read_bytes(), v1.Report())
     except (json_format.ParseError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a report of onnx-audit: {error}") from error
+
+
+def report_source(source: str) -> v1.Report | str:
+    """What a command was given as a report: the one in a file or folder, or an audit's name.
+
+    Raises:
+        ConfigError: The file is not a report.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path /= "report.json"
+    if path.is_file() or path.suffix == ".json":
+        return read_report(path)
+    return source

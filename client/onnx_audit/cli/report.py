@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from onnx_audit.cli.options import Connection, connection_options
-from onnx_audit.cli.output import as_dict, people, print_json, read_report
+from onnx_audit.cli.output import as_dict, people, print_json, report_source
 from onnx_audit.cli.report_view import print_report
 
 
@@ -31,14 +29,10 @@ def report() -> None:
 @click.option("--json", "json_output", is_flag=True, help="Print the report as JSON.")
 def show_report(*, source: str, connection: Connection, json_output: bool) -> None:
     """Show the report of an audit, or one in a report.json."""
-    path = Path(source)
-    if path.is_dir():
-        path /= "report.json"
-    if path.is_file() or path.suffix == ".json":
-        found = read_report(path)
-    else:
+    found = report_source(source)
+    if isinstance(found, str):
         with connection.open() as client:
-            found = client.report(source)
+            found = client.report(found)
     if json_output:
         print_json(as_dict(found))
     else:

@@ -16,11 +16,13 @@ from onnx_audit import v1
 from onnx_audit.v1 import audit_pb2_grpc
 from onnx_audit_server import logs
 from onnx_audit_server.api import names
+from onnx_audit_server.api.reports import ReportCalls
 from onnx_audit_server.api.validate import check_audit
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.jobs.queue import JobQueue
 from onnx_audit_server.reports import assemble
+from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records, RequestIdReusedError, now, state_changed
@@ -45,7 +47,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> None:
         self._settings = settings
         self._records = records
-        self._blobs = blobs
+        self._sources = ReportSources(records, blobs)
+        self._reports = ReportCalls(self._sources)
         self._queue = queue
         self._tail = tail
         self._draining = draining
@@ -101,31 +104,25 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
     async def GetReport(self, request: v1.GetReportRequest, context: Context) -> v1.Report:
         """See AuditService."""
-        return assemble.from_json(await self._report(request.name))
+        return assemble.from_json(await asyncio.to_thread(self._sources.content, request.name))
 
     async def RenderReport(
         self, request: v1.RenderReportRequest, context: Context
     ) -> v1.RenderReportResponse:
         """See AuditService."""
-        if request.format == v1.REPORT_FORMAT_UNSPECIFIED:
-            raise invalid(("format", "is required"))
-        if request.format != v1.REPORT_FORMAT_JSON:
-            name = v1.ReportFormat.Name(request.format).removeprefix("REPORT_FORMAT_")
-            raise not_implemented(f"rendering reports as {name}")
-        content = await self._report(request.name)
-        return v1.RenderReportResponse(content=content, media_type="application/json")
+        return await asyncio.to_thread(self._reports.render, request)
 
     async def CompareReports(
         self, request: v1.CompareReportsRequest, context: Context
     ) -> v1.CompareReportsResponse:
         """See AuditService."""
-        raise not_implemented("comparing reports")
+        return await asyncio.to_thread(self._reports.compare, request)
 
     async def EvaluatePolicy(
         self, request: v1.EvaluatePolicyRequest, context: Context
     ) -> v1.PolicyResult:
         """See AuditService."""
-        raise not_implemented("evaluating policies")
+        return await asyncio.to_thread(self._reports.evaluate, request)
 
     async def _get(self, name: str) -> v1.Audit:
         identifier = names.parse(name, "audits")
@@ -134,24 +131,10 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             raise names.not_found(name)
         return audit
 
-    async def _report(self, name: str) -> bytes:
-        identifier = names.parse_report(name)
-        audit = await self._get(f"audits/{identifier}")
-        if audit.state != v1.AUDIT_STATE_SUCCEEDED:
-            state = v1.AuditState.Name(audit.state).removeprefix("AUDIT_STATE_")
-            raise ServiceError(
-                "WRONG_STATE",
-                f"audits/{identifier} is {state}; only a SUCCEEDED audit has a report",
-                metadata={"state": state},
-            )
-        blob = await asyncio.to_thread(self._records.report_blob, identifier)
-        assert blob is not None  # noqa: S101 - set before the state
-        return await asyncio.to_thread(self._blobs.get, blob)
-
     def _accept(self, request: v1.CreateAuditRequest) -> v1.Audit:
         audit = v1.Audit()
         audit.CopyFrom(request.audit)
-        check_audit(audit, self._records, self._settings.audit_timeout)
+        check_audit(audit, self._records, self._sources, self._settings.audit_timeout)
         audit.state = v1.AUDIT_STATE_QUEUED
         audit.name = f"audits/{new_id()}"
         if request.validate_only:
@@ -209,8 +192,3 @@ def new_id() -> str:
 def request_digest(request: v1.CreateAuditRequest) -> str:
     """What tells whether a request id came with the same request."""
     return hashlib.sha256(request.audit.SerializeToString(deterministic=True)).hexdigest()
-
-
-def not_implemented(what: str) -> ServiceError:
-    """The error for something that this server does not offer."""
-    return ServiceError("NOT_IMPLEMENTED", f"this server does not offer {what}")

@@ -9,7 +9,9 @@ from google.protobuf import duration_pb2
 from onnx_audit import v1
 from onnx_audit_server.api import names
 from onnx_audit_server.api.models import check_display_name
+from onnx_audit_server.api.reports import check_policy
 from onnx_audit_server.errors import ServiceError, invalid
+from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.store.records import Records
 from onnx_auditors import configs, input_spec
 from onnx_auditors.errors import AuditError, ProbesDoNotFit
@@ -19,12 +21,13 @@ _DEFAULT = ("distortion", "lipschitz")
 """What an audit runs that names no auditor: what any classifier and any probes allow."""
 
 
-def check_audit(audit: v1.Audit, records: Records, longest: float) -> None:
+def check_audit(audit: v1.Audit, records: Records, sources: ReportSources, longest: float) -> None:
     """Checks a requested audit and fills in what it leaves out.
 
     Args:
         audit: The request's audit; changed in place.
         records: Where the model and the probe set must be.
+        sources: Where the baseline must be.
         longest: Most seconds that an audit may run, and the default.
 
     Raises:
@@ -36,6 +39,7 @@ def check_audit(audit: v1.Audit, records: Records, longest: float) -> None:
         raise invalid(("audit.seed", f"{audit.seed} is negative"))
     _check_timeout(audit, longest)
     _check_auditors(audit)
+    _check_policy(audit, sources)
     _check_inputs(audit, records)
 
 
@@ -48,11 +52,14 @@ def _clear_output(audit: v1.Audit) -> None:
         input_spec=audit.input_spec,
         auditors=audit.auditors,
         seed=audit.seed,
+        baseline=audit.baseline,
     )
     if audit.HasField("timeout"):
         asked.timeout.CopyFrom(audit.timeout)
     if audit.HasField("linear_head"):
         asked.linear_head.CopyFrom(audit.linear_head)
+    if audit.HasField("policy"):
+        asked.policy.CopyFrom(audit.policy)
     audit.CopyFrom(asked)
 
 
@@ -80,6 +87,14 @@ def _check_auditors(audit: v1.Audit) -> None:
             field = error.metadata.get("field", "")
             path = f"audit.auditors.{name}" + (f".{field}" if field else "")
             raise invalid((path, str(error))) from None
+
+
+def _check_policy(audit: v1.Audit, sources: ReportSources) -> None:
+    if audit.HasField("policy"):
+        check_policy(audit.policy, "audit.policy")
+    elif audit.baseline:
+        raise invalid(("audit.baseline", "is given without a policy that compares with it"))
+    sources.optional(audit.baseline, None, "audit.baseline")
 
 
 def _check_inputs(audit: v1.Audit, records: Records) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID, WorkflowHandle
@@ -26,7 +27,8 @@ from onnx_audit_server.jobs.queue import (
     JobQueue,
 )
 from onnx_audit_server.jobs.tasks import HandedBack, Outcome, Task, TaskExecutor
-from onnx_audit_server.reports import assemble
+from onnx_audit_server.reports import assemble, policy
+from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records, now, now_us, state_changed
@@ -258,6 +260,7 @@ class Worker:
             return contradiction
         blob = self._blobs.put(assemble.to_json(report), "application/json")
         self._records.set_report(identifier, blob.sha256)
+        result = self._apply_policy(audit, report)
 
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:
             if audit.state == v1.AUDIT_STATE_CANCELLING:
@@ -265,6 +268,9 @@ class Worker:
             elif audit.state == v1.AUDIT_STATE_RUNNING:
                 audit.state = v1.AUDIT_STATE_SUCCEEDED
                 audit.report_digest = report.digest
+                if result is not None:
+                    audit.policy_result.CopyFrom(result)
+                    audit.verdict = result.verdict
             else:
                 return []
             audit.end_time.CopyFrom(now())
@@ -272,6 +278,13 @@ class Worker:
 
         self._count_end(self._records.update_audit(identifier, change))
         return ""
+
+    def _apply_policy(self, audit: v1.Audit, report: v1.Report) -> v1.PolicyResult | None:
+        if not audit.HasField("policy"):
+            return None
+        sources = ReportSources(self._records, self._blobs)
+        baseline = sources.optional(audit.baseline, None, "baseline")
+        return policy.evaluate(audit.policy, report, baseline, datetime.now(UTC))
 
     def _end_step(self, audit: str, status: status_pb2.Status) -> None:
         DBOS.run_step({"name": "end"}, self._end, audit, status.SerializeToString().hex())

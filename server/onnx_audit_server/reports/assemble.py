@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from onnx_audit import v1
 
@@ -57,9 +58,9 @@ def digest(report: v1.Report) -> str:
     return hashlib.sha256(to_json(stable)).hexdigest()
 
 
-def to_json(report: v1.Report) -> bytes:
+def to_json(message: Message) -> bytes:
     """Canonical JSON: proto3 JSON, original field names, keys sorted, no white space."""
-    fields = json_format.MessageToDict(report, preserving_proto_field_name=True)
+    fields = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 

@@ -46,7 +46,9 @@ def micros_to_timestamp(micros: int) -> timestamp_pb2.Timestamp:
 
 def state_changed(audit: v1.Audit) -> v1.AuditEvent:
     """The event that tells watchers of the audit's present state."""
-    change = v1.AuditEvent.StateChanged(state=audit.state, report_digest=audit.report_digest)
+    change = v1.AuditEvent.StateChanged(
+        state=audit.state, report_digest=audit.report_digest, verdict=audit.verdict
+    )
     if audit.HasField("error"):
         change.error.CopyFrom(audit.error)
     return v1.AuditEvent(state_changed=change)
