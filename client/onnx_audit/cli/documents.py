@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from rich.console import Console
 
 from onnx_audit import v1
 from onnx_audit.cli.ci import code_quality
@@ -49,16 +49,18 @@ class Documents:
 
     def write(
         self,
+        console: Console,
         client: Client,
         report: ReportLike,
         result: v1.PolicyResult,
         policy: LoadedPolicy,
         folder: Path,
         baseline: ReportLike | None = None,
-    ) -> list[Path]:
-        """Writes them, and the summary of a step of GitHub Actions; returns the files.
+    ) -> None:
+        """Writes them and says so; adds to the step's summary where GitHub Actions wants one.
 
         Args:
+            console: Where to say so.
             client: The service, which makes the documents.
             report: The report.
             result: What the policy says of it.
@@ -66,33 +68,23 @@ class Documents:
             folder: Where the report's documents go.
             baseline: What the policy has compared it with; for an audit of its own not needed.
         """
-        return list(self._write(client, report, result, policy, folder, baseline))
-
-    def _write(
-        self,
-        client: Client,
-        report: ReportLike,
-        result: v1.PolicyResult,
-        policy: LoadedPolicy,
-        folder: Path,
-        baseline: ReportLike | None,
-    ) -> Iterator[Path]:
         # An audit has its result, with the time at which it was made.
         rules = None if isinstance(report, v1.Audit) else policy
         if self.gitlab_code_quality is not None:
             text = to_json(code_quality(result, policy)) + "\n"
-            self.gitlab_code_quality.parent.mkdir(parents=True, exist_ok=True)
-            self.gitlab_code_quality.write_text(text, encoding="utf-8")
-            yield self.gitlab_code_quality
+            _write(console, self.gitlab_code_quality, text.encode())
         for form in self.forms:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / _FILES[form]
-            content = client.render(report, form, policy=rules, baseline=baseline).content
-            path.write_bytes(content)
-            yield path
+            document = client.render(report, form, policy=rules, baseline=baseline)
+            _write(console, folder / _FILES[form], document.content)
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("ab") as file:
                 file.write(_summary(client, report, result, rules, baseline))
+
+
+def _write(console: Console, path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _summary(

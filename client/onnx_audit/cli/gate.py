@@ -87,20 +87,19 @@ def gate(
     rules = load_policy(policy)
     files = asked.load()
     console = people(json_output=json_output)
-    with connection.open() as client, event_view(Console(stderr=True)) as view:
+    with connection.open() as client:
         client.check_policy(rules)
-        compared = None if baseline is None else _baseline(client, baseline, files, view)
-        audit = files.audit(client, view, policy=rules, baseline=compared)
+        with event_view(Console(stderr=True)) as view:
+            compared = None if baseline is None else _baseline(client, baseline, files, view)
+            audit = files.audit(client, view, policy=rules, baseline=compared)
         result = audit.policy_result
+        print_outcome(console, audit, write_report(client, client.report(audit), out))
+        if json_output:
+            print_json(as_dict(result))
+        else:
+            print_result(console, result)
         announce(result, rules, machine_output=json_output)
-        report = client.report(audit)
-        written = write_report(client, report, out)
-        written += documents.write(client, audit, result, rules, out)
-    print_outcome(console, audit, written)
-    if json_output:
-        print_json(as_dict(result))
-    else:
-        print_result(console, result)
+        documents.write(console, client, audit, result, rules, out)
     ctx.exit(exit_status(result))
 
 

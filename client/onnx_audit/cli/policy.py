@@ -85,12 +85,10 @@ def apply_policy(
     console = people(json_output=json_output)
     with connection.open() as client:
         result = client.evaluate_policy(found, rules, compared)
+        if json_output:
+            print_json(as_dict(result))
+        else:
+            print_result(console, result)
         announce(result, rules, machine_output=json_output)
-        written = documents.write(client, found, result, rules, out, compared)
-    for path in written:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    if json_output:
-        print_json(as_dict(result))
-    else:
-        print_result(console, result)
+        documents.write(console, client, found, result, rules, out, compared)
     ctx.exit(exit_status(result))

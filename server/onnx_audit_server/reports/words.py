@@ -10,6 +10,7 @@ from onnx_audit import v1
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHORTEST = 4
+_THOUSAND, _MILLION = 1e3, 1e6
 
 
 def clean(text: str) -> str:
@@ -33,12 +34,13 @@ def cut(text: str, most: int) -> str:
 
 
 def number(value: float) -> str:
-    """A number with three significant digits."""
+    """A number with three significant digits, thousands written out."""
     if math.isnan(value):
         return "undefined"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    return f"{value:.3g}"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if _THOUSAND <= abs(rounded) < _MILLION else f"{value:.3g}"
 
 
 def percent(share: float) -> str:

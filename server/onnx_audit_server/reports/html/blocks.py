@@ -13,11 +13,12 @@ Text: TypeAlias = str | Markup
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with values below each other; empty values are left out."""
+    """Names with values below each other, or in two columns; empty values are left out."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, Text]]
     title: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def curves(
         axes.set_ylabel(y_label)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0, ncols=1)
 
-    top = 20 + 19 * len(lines)
+    top = 12 + 19 * len(lines)
     return svg.chart(identifier, alt, draw, height=270 + top, margins=(68, 14, top, 50))
 
 
@@ -131,7 +131,7 @@ def histogram(
         axes.grid(visible=False, axis="x")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0, ncols=3)
 
-    return svg.chart(identifier, alt, draw, margins=(62, 14, 38, 50))
+    return svg.chart(identifier, alt, draw, margins=(62, 14, 30, 50))
 
 
 def shares(
@@ -164,7 +164,7 @@ def shares(
         axes.set_ylabel("share")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.12, 1.0), borderaxespad=0, ncols=3)
 
-    return svg.chart(identifier, alt, draw, margins=(62, 14, 38, 50))
+    return svg.chart(identifier, alt, draw, margins=(62, 14, 30, 50))
 
 
 def tree(

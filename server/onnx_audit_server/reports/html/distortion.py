@@ -13,7 +13,7 @@ from onnx_audit_server.reports.document import Document
 from onnx_audit_server.reports.html import charts, distortion_tables, gallery, pictures, svg
 from onnx_audit_server.reports.html.blocks import Block, Chart, Group, Section
 from onnx_audit_server.reports.html.charts import Curve, Floats
-from onnx_audit_server.reports.words import figure, norm_name, number, percent
+from onnx_audit_server.reports.words import count, figure, norm_name, number, percent
 
 METHOD: Final = "distortion"
 _HALF: Final = 0.5
@@ -40,12 +40,12 @@ def section(document: Document, allowance: pictures.Allowance) -> Section:
 def _norm(
     document: Document, norm: v1.NormDistortion, allowance: pictures.Allowance
 ) -> Iterator[Block]:
-    yield distortion_tables.facts(norm)
     if norm.robust_accuracy:
         yield _survival(document.report, norm)
     distances = finite_distances(document, norm)
     if len(distances):
         yield _histogram(document, norm, distances)
+    yield distortion_tables.facts(norm)
     yield from gallery.examples(document, norm, allowance)
     yield from distortion_tables.tables(norm)
 
@@ -64,12 +64,7 @@ def _survival(report: v1.Report, norm: v1.NormDistortion) -> Chart:
         "the radius. The true robust accuracy is at most this."
     )
     if proved is not None:
-        meaning = (
-            "The true robust accuracy lies in the grey area: examples show that no more probes "
-            "stand a change of this size, certificates that no fewer do "
-            f"({norm.robust_accuracy[0].y.count:,} probes attacked, "
-            f"{_certificates(report, norm.norm)[0].y.count:,} certified)."
-        )
+        meaning = _between(norm, _certificates(report, norm.norm))
     return Chart(
         f"Robust accuracy over the size of the change, {name}",
         charts.curves(
@@ -82,6 +77,20 @@ def _survival(report: v1.Report, norm: v1.NormDistortion) -> Chart:
         ),
         meaning,
         METHOD,
+    )
+
+
+def _between(norm: v1.NormDistortion, certified: Sequence[v1.CurvePoint]) -> str:
+    attacked, proved = norm.robust_accuracy[0].y.count, certified[0].y.count
+    said = (
+        "The true robust accuracy lies in the grey area: examples show that no more probes stand "
+        "a change of this size, certificates that no fewer do."
+    )
+    if attacked == proved:
+        return said
+    return (
+        f"{said} The curves are of {attacked:,} attacked and {proved:,} certified probes; their "
+        "95 % intervals allow for the choice."
     )
 
 
@@ -135,10 +144,18 @@ def _histogram(document: Document, norm: v1.NormDistortion, distances: Floats) -
             baseline=baseline,
             median=median,
         ),
-        "How far each rightly answered probe is from the nearest example that was found; probes "
-        f"without one ({norm.not_found + norm.unconfirmed:,}) are left out of the bars and count "
-        "as infinitely far in the median.",
+        "How far each rightly answered probe is from the nearest example that was found."
+        + _left_out(norm.not_found + norm.unconfirmed),
         METHOD,
+    )
+
+
+def _left_out(number: int) -> str:
+    if not number:
+        return ""
+    return (
+        f" {count(number, 'probe')} without an example {'is' if number == 1 else 'are'} left out "
+        "of the bars and count as infinitely far in the median."
     )
 
 

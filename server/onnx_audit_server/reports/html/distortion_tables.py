@@ -18,7 +18,6 @@ _MOST_LABELS: Final = 50
 
 def facts(norm: v1.NormDistortion) -> Facts:
     """The figures of one norm."""
-    name = norm_name(norm.norm)
     rows = [
         ("nearest example, median", quantile(norm, 0.5)),
         ("nearest example, 5 % of probes below", quantile(norm, 0.05)),
@@ -46,7 +45,7 @@ def facts(norm: v1.NormDistortion) -> Facts:
             f"{count(norm.black_box_searches, 'probe')}, {norm.black_box_runs:,} runs, "
             f"{count(norm.found_by_black_box, 'example')}",
         ))  # fmt: skip
-    return Facts(rows, f"Figures in {name}")
+    return Facts(rows, wide=True)
 
 
 def quantile(norm: v1.NormDistortion, probability: float) -> str:
@@ -73,7 +72,7 @@ def certified(beside: v1.CertifiedDistortion) -> list[tuple[str, str]]:
         ("proved", f"a radius for {count(beside.certified, 'probe')}, the exact optimum for "
                    f"{beside.exact:,}; for {beside.none_exists:,} no example exists"),
         ("found over proved radius", figure(beside.found_over_lower)),
-        ("found over exact optimum", figure(beside.found_over_optimum)),
+        ("found over exact optimum", figure(beside.found_over_optimum) if beside.exact else ""),
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_audit import v1
 from onnx_audit_server.reports.html import charts, row_charts, svg
-from onnx_audit_server.reports.html.blocks import Block, Chart, Facts, Group, Note, Section, Table
+from onnx_audit_server.reports.html.blocks import Block, Chart, Note, Section, Table
 from onnx_audit_server.reports.words import count, figure, norm_name, number, shape_text
 
 METHOD: Final = "lipschitz"
@@ -31,7 +31,8 @@ def section(report: v1.Report) -> Section:
         (
             _network(found),
             *(Note(f"No global bound: {reason}.") for reason in found.unbounded[:5]),
-            *(_certificates(row) for row in found.certificates),
+            *([_certificates(found)] if found.certificates else []),
+            *(chart for row in found.certificates for chart in _radii(row)),
             *_layers(found),
         ),
     )
@@ -60,25 +61,30 @@ def _network(found: v1.LipschitzSection) -> Table:
     )  # fmt: skip
 
 
-def _certificates(row: v1.LipschitzCertificates) -> Group:
-    return Group(f"Certified radii in {norm_name(row.norm)}", tuple(_certified(row)))
-
-
-def _certified(row: v1.LipschitzCertificates) -> Iterator[Block]:
-    name = norm_name(row.norm)
-    quantiles = [(f"{number(100 * q.probability)} % of probes below", figure(q.estimate))
-                 for q in row.quantiles]  # fmt: skip
-    methods = ", ".join(f"{method} {n:,}" for method, n in sorted(row.methods.items()))
-    yield Facts(
+def _certificates(found: v1.LipschitzSection) -> Table:
+    shares = [q.probability for q in found.certificates[0].quantiles]
+    return Table(
+        "Certified radii",
+        ("norm", "mean", *(f"{number(100 * share)} % below" for share in shares),
+         "found / certified", "proved by"),
         [
-            ("mean radius", figure(row.mean)),
-            *quantiles,
-            ("found distance over certified radius, median",
-             figure(row.sandwich) if row.sandwich.count else ""),
-            ("proved by", methods),
+            (
+                norm_name(row.norm),
+                figure(row.mean),
+                *(figure(q.estimate) for q in row.quantiles),
+                figure(row.sandwich) if row.sandwich.count else "-",
+                ", ".join(f"{method} {n:,}" for method, n in sorted(row.methods.items())),
+            )
+            for row in found.certificates
         ],
-        f"Figures in {name}",
+        "Quantiles of the radius over the probes that are answered rightly, and how many times as "
+        "far the nearest example was found (median).",
+        "certificates",
     )  # fmt: skip
+
+
+def _radii(row: v1.LipschitzCertificates) -> Iterator[Block]:
+    name = norm_name(row.norm)
     radii = np.array([probe.radius for probe in row.probes if np.isfinite(probe.radius)])
     if not len(radii):
         return

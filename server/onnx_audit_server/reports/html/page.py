@@ -15,14 +15,14 @@ from onnx_audit_server.reports.html import distortion, lipschitz, pictures, prov
 from onnx_audit_server.reports.html import transfer as transfer_page
 from onnx_audit_server.reports.html import units as units_page
 from onnx_audit_server.reports.html.blocks import Section
-from onnx_audit_server.reports.words import verdict_name
+from onnx_audit_server.reports.words import clean, verdict_name
 
 _STATES = {
     v1.VERDICT_PASS: ("pass", "✓", "PASS"),
     v1.VERDICT_FAIL: ("fail", "✗", "FAIL"),
     v1.VERDICT_INCONCLUSIVE: ("inconclusive", "?", "INCONCLUSIVE"),
 }
-_NO_STATE = ("none", "-", "NO POLICY")
+_NO_STATE = ("none", "", "NO POLICY")
 
 
 def render(document: Document) -> bytes:
@@ -69,6 +69,7 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("onnx_audit_server.reports.html")
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=_clean,
         loader=loader,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -78,3 +79,8 @@ def _environment() -> jinja2.Environment:
     # Written here: the style sheet is no user's text.
     environment.globals["style"] = Markup(style)  # noqa: S704
     return environment
+
+
+def _clean(value: object) -> object:
+    """Text without characters that no page may hold; what is markup already has none."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value

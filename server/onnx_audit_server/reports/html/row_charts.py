@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from onnx_audit_server.reports.html import svg
-from onnx_audit_server.reports.words import short
+from onnx_audit_server.reports.words import number, short
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,6 +49,8 @@ def ranges(
             axes.annotate("no bound →", (high, row), ha="right", va="center", color=svg.INK,
                           fontsize=12)  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(low, high)
         axes.axvline(1.0, color=svg.GREY, linewidth=1)
         name_rows(axes, names, x_label)
@@ -126,5 +128,5 @@ def rows_chart(identifier: str, alt: str, draw: svg.Draw, rows: int) -> Markup:
         alt,
         draw,
         height=_FRAME + _ROW * rows,
-        margins=(_LEFT, 18, 34, 50),
+        margins=(_LEFT, 18, 30, 50),
     )
