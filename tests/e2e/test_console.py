@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 from tests import models
-from tests.browser import browser
+from tests.browser import Watched, browser
 from tests.client.test_attestation import KINDS, write_keys
 from tests.service import ServiceProcess
 
 from onnx_audit import v1
-
-SIZES = {"phone": (390, 844), "laptop": (1280, 800)}
 
 
 @pytest.fixture(scope="module")
@@ -27,44 +25,8 @@ def chromium() -> Iterator[Browser]:
         yield found
 
 
-class Watched:
-    """A page whose errors and requests are noted."""
-
-    def __init__(self, chromium: Browser, origin: str, *, dark: bool = False) -> None:
-        width, height = SIZES["phone" if dark else "laptop"]
-        self.page: Page = chromium.new_page(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-        )
-        self.origin = origin
-        self.complaints: list[str] = []
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console",
-            lambda said: self.complaints.append(said.text) if said.type != "log" else None,
-        )
-        self.page.on(
-            "request",
-            lambda asked: (
-                None
-                if asked.url.startswith((origin, "data:"))
-                else self.complaints.append(f"request to {asked.url}")
-            ),
-        )
-
-    def open(self, path: str) -> None:
-        """Opens a page of the console, which must fit the window's width."""
-        answer = self.page.goto(self.origin + path)
-        assert answer is not None
-        assert answer.ok, path
-        self.require_fit()
-
-    def require_fit(self) -> None:
-        """Checks that nothing is wider than the window."""
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert self.page.evaluate(wide) <= 0
-
-
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_audit_in_the_browser(chromium: Browser, tmp_path: Path) -> None:
     """Progress moves by itself to its end, the report opens, history and health are drawn.
 
@@ -87,10 +49,10 @@ def test_an_audit_in_the_browser(chromium: Browser, tmp_path: Path) -> None:
         watched.open(f"/{audit.name}")
         page = watched.page
         shown = "document.querySelector('progress')?.value ?? 0"
-        page.wait_for_function(f"{shown} > 0", timeout=120_000)
+        watched.wait_for(f"({shown}) > 0", 400)
         first = page.evaluate(shown)
-        page.wait_for_function(f"{shown} > {first}", timeout=120_000)
-        page.wait_for_selector(".state.succeeded", timeout=240_000)
+        watched.wait_for(f"({shown}) > {first}", 400)
+        page.wait_for_selector(".state.succeeded", timeout=400_000)
         page.wait_for_selector("text=Open the report", timeout=30_000)
         assert "PASS" in page.inner_text("#live")
         page.screenshot(path=tmp_path / "audit.png", full_page=True)

@@ -124,6 +124,27 @@ def test_the_same_job_gives_the_same_digest(
     assert other.report_digest != finished.report_digest
 
 
+def test_the_same_job_again_runs_no_shard(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
+) -> None:
+    """The section is taken over from the audit that computed it; report and events say so."""
+    again = client.wait(
+        client.audit(model, probe_set, auditors=QUICK, seed=7, display_name="nightly")
+    )
+    events = list(client.watch(again))
+    assert "shard_started" not in [event.WhichOneof("event") for event in events]
+    assert again.report_digest == finished.report_digest
+    assert again.progress == finished.progress
+    execution = client.report(again).execution
+    assert execution.audit == again.name
+    (row,) = execution.auditor_seconds
+    computed_by = [event.section_ready.reused_from for event in events]
+    assert [name for name in computed_by if name] == [row.reused_from]
+    source = client.report(row.reused_from)
+    assert source.digest == again.report_digest
+    assert not source.execution.auditor_seconds[0].reused_from
+
+
 def test_reports_are_rendered_as_json(
     channel: grpc.Channel, client: Client, finished: v1.Audit
 ) -> None:

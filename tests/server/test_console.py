@@ -2,118 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
-import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import Watched, browser
 from tests.client.reports import full_report
+from tests.server.site import Site, plan_and_progress
 
 from onnx_audit import v1
-from onnx_audit_server.http import HttpServer, history
-from onnx_audit_server.http.console import PAGE, Console
+from onnx_audit_server.http import history
+from onnx_audit_server.http.console import PAGE
 from onnx_audit_server.http.security import is_local
-from onnx_audit_server.jobs.events import EventTail
-from onnx_audit_server.reports import assemble
-from onnx_audit_server.store.blobs import BlobStore
-from onnx_audit_server.store.database import connect, migrate
-from onnx_audit_server.store.records import Records, state_changed
+from onnx_audit_server.store.records import state_changed
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
-
-
-class Site:
-    """A console in a thread, with the records that it shows."""
-
-    def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
-        self.engine = connect(f"sqlite:///{folder / 'records.sqlite'}")
-        migrate(self.engine)
-        self.records = Records(self.engine)
-        self.blobs = BlobStore(folder)
-        self._listen = listen
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._end: Callable[[], object] = threading.Event
-        self._connections: list[http.client.HTTPConnection] = []
-        self.address = ""
-
-    def __enter__(self) -> Site:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "a stream keeps the server from stopping"
-        for connection in self._connections:
-            connection.close()
-        self.engine.dispose()
-
-    async def _serve(self) -> None:
-        loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        self._end = lambda: loop.call_soon_threadsafe(stop.set)
-        tail = EventTail(self.records)
-        server = HttpServer(self._listen, self.records, Console(self.records, self.blobs, tail))
-        self.address = await server.start()
-        self._ready.set()
-        await stop.wait()
-        await tail.close()
-        await server.stop()
-
-    def open(self, path: str, **headers: str) -> http.client.HTTPResponse:
-        """Asks for a page; the connection is closed with the console."""
-        connection = http.client.HTTPConnection(self.address, timeout=60)
-        self._connections.append(connection)
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request("GET", path, headers=names)
-        return connection.getresponse()
-
-    def page(self, path: str, status: int = 200) -> str:
-        """Text of a page."""
-        response = self.open(path)
-        text = response.read().decode()
-        assert response.status == status, text
-        return text
-
-    def model(self, number: int, name: str, **tags: str) -> str:
-        """Registers a model; returns its name."""
-        digest = f"{number:064x}"
-        model = v1.Model(name=f"models/{digest}", display_name=name, tags=tags)
-        return self.records.put_model(digest, model).name
-
-    def audit(self, identifier: str, model: str, **fields: Any) -> v1.Audit:
-        """Accepts an audit that nobody runs."""
-        audit = v1.Audit(
-            name=f"audits/{identifier}",
-            model=model,
-            probe_set="probes/" + "2" * 64,
-            state=v1.AUDIT_STATE_QUEUED,
-            auditors=v1.AuditorConfigs(distortion=v1.DistortionConfig()),
-            **fields,
-        )
-        return self.records.create_audit(audit, "", identifier, lambda _: None)
-
-    def succeed(self, audit: v1.Audit, report: v1.Report) -> None:
-        """Ends an audit with a report."""
-        report.digest = assemble.digest(report)
-        blob = self.blobs.put(assemble.to_json(report), "application/json")
-        identifier = audit.name.partition("/")[2]
-        self.records.set_report(identifier, blob.sha256)
-
-        def change(audit: v1.Audit) -> list[v1.AuditEvent]:
-            audit.state = v1.AUDIT_STATE_SUCCEEDED
-            audit.report_digest = report.digest
-            return [state_changed(audit)]
-
-        self.records.update_audit(identifier, change)
+EVIL_QUERY = urllib.parse.quote(EVIL)
 
 
 @pytest.fixture
@@ -121,27 +31,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """An empty console."""
     with Site(tmp_path) as site:
         yield site
-
-
-def plan_and_progress(site: Site, identifier: str, done: float) -> None:
-    """Two shards of five probes each, and how far the first one is."""
-    plan = v1.AuditEvent.AuditorPlan(
-        auditor=v1.AUDITOR_DISTORTION, shards=2, items=10, unit="probes"
-    )
-    step = v1.AuditEvent.ShardProgress(
-        auditor=v1.AUDITOR_DISTORTION,
-        done=done,
-        total=5,
-        running=v1.Estimate(value=0.25),
-        running_label="median L2",
-    )
-    site.records.append_events(
-        identifier,
-        [
-            v1.AuditEvent(plan_ready=v1.AuditEvent.PlanReady(auditors=[plan])),
-            v1.AuditEvent(shard_progress=step),
-        ],
-    )
 
 
 def read_events(response: http.client.HTTPResponse, count: int) -> list[dict[str, Any]]:
@@ -219,7 +108,7 @@ def test_names_are_never_markup(site: Site) -> None:
     report = full_report()
     report.execution.model_display_name = EVIL
     site.succeed(audit, report)
-    history_path = "/history?model=" + urllib.parse.quote(EVIL)
+    history_path = "/history?model=" + EVIL_QUERY
     pages = ["/", "/audits/evil", "/audits/failed", "/models", history_path]
     for path in [*pages, "/audits/evil/report"]:
         links = Links(site.page(path))
@@ -228,7 +117,7 @@ def test_names_are_never_markup(site: Site) -> None:
         assert not [name for name, _ in links.attributes if name.startswith("on")]
         assert "x" not in [value for name, value in links.attributes if name == "src"]
     assert Links(site.page("/")).by_text[EVIL] == history_path.replace("%2F", "/")
-    error = Links(site.page("/?state=" + urllib.parse.quote(EVIL), 404))
+    error = Links(site.page("/?state=" + EVIL_QUERY, 404))
     assert "<script>alert(1)</script>" in error.text
     assert error.tags.count("script") == 1
     assert failed.name
@@ -361,3 +250,29 @@ def test_health_counts_audits(site: Site) -> None:
     text = " ".join(Links(site.page("/health")).text.split())
     assert "queued1" in text
     assert "succeeded0" in text
+
+
+def test_a_page_moves_by_itself(site: Site) -> None:
+    """In a real browser: bars grow as events come, the end brings the report, nothing complains."""
+    audit = site.audit("a", site.model(1, EVIL, release="r1"), display_name="nightly")
+    with browser() as chromium:
+        watched = Watched(chromium, f"http://{site.address}")
+        page = watched.page
+        watched.open("/audits/a")
+        assert "not divided yet" in page.inner_text("main")
+        plan_and_progress(site, "a", 2.0)
+        watched.wait_for("document.querySelector('progress')?.value === 2")
+        plan_and_progress(site, "a", 4.0)
+        watched.wait_for("document.querySelector('progress').value === 4")
+        assert "median L2 0.25 so far" in page.inner_text("#progress")
+        assert "not divided yet" not in page.inner_text("main")
+        site.succeed(audit, full_report())
+        page.wait_for_selector("text=Open the report")
+        assert page.inner_text(".state") == "succeeded"
+        page.click("text=Open the report")
+        page.wait_for_selector("h1")
+        small = Watched(chromium, watched.origin, dark=True)
+        for path in ("/", "/audits/a", "/models", "/history?model=" + EVIL_QUERY, "/health"):
+            watched.open(path)
+            small.open(path)
+        assert watched.complaints == small.complaints == []

@@ -52,21 +52,8 @@ def first(client: Client, model: v1.Model, probe_set: v1.ProbeSet) -> v1.Audit:
     return audit
 
 
-def test_the_same_audit_runs_no_shard(
-    client: Client, model: v1.Model, probe_set: v1.ProbeSet, first: v1.Audit
-) -> None:
-    """It has the same digest, and says which audit computed the section."""
-    again = client.wait(client.audit(model, probe_set, auditors=CONFIG, display_name="nightly"))
-    assert shards_started(client, again) == []
-    assert again.report_digest == first.report_digest
-    assert again.progress.shards_done == again.progress.shards_total == 1
-    report = client.report(again)
-    assert report.execution.audit == again.name
-    assert reused(report) == {"AUDITOR_DISTORTION": first.name}
-    ready = [event.section_ready for event in client.watch(again)]
-    assert [event.reused_from for event in ready if event.auditor] == [first.name]
-
-
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_fresh_computes_anew(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, first: v1.Audit
 ) -> None:
@@ -78,6 +65,8 @@ def test_fresh_computes_anew(
     assert reused(client.report(later)) == {"AUDITOR_DISTORTION": fresh.name}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_another_job_is_computed(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, first: v1.Audit
 ) -> None:
@@ -99,6 +88,8 @@ def test_another_job_is_computed(
         assert ended.report_digest != first.report_digest
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_transfer_builds_on_sections_taken_over(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, tmp_path: Path
 ) -> None:
@@ -133,6 +124,8 @@ def test_transfer_builds_on_sections_taken_over(
     assert other.report_digest != built.report_digest
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_is_gone_is_computed_again(
     client: Client,
     service: ServiceProcess,

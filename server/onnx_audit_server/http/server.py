@@ -82,6 +82,8 @@ class HttpServer:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self._server.config.host, self._server.config.port))
+        # Whoever is told the address can connect at once; the answer comes when the server runs.
+        listener.listen(self._server.config.backlog)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
         return f"{self._host}:{listener.getsockname()[1]}"
 
