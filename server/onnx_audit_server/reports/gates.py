@@ -20,6 +20,9 @@ _RELATIONS: Final = {
 }
 
 
+_CONDITIONS: Final = {v1.VERDICT_PASS: "holds", v1.VERDICT_FAIL: "does not hold"}
+
+
 class Outcome(enum.Enum):
     """What becomes of a release at a gate."""
 
@@ -37,7 +40,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a gate looked at, as text; what is missing is "-"."""
+    """A figure or condition that a gate looked at, as text; what is missing is "-"."""
 
     name: str
     value: str
@@ -76,6 +79,12 @@ class GateView:
 def views(result: v1.PolicyResult | None) -> list[GateView]:
     """All gates of a result in its order; none where no policy was applied."""
     return [_view(row) for row in result.gates] if result is not None else []
+
+
+def worst_first(result: v1.PolicyResult | None) -> list[GateView]:
+    """All gates of a result: first those that block, last those that hold."""
+    order = [Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARNING, Outcome.WAIVED, Outcome.PASS]
+    return sorted(views(result), key=lambda view: order.index(view.outcome))
 
 
 def sentence(result: v1.PolicyResult | None) -> str:
@@ -131,9 +140,12 @@ def _figure(row: v1.GateFigure) -> Figure:
     threshold = "-"
     if row.HasField("threshold"):
         threshold = f"{_RELATIONS.get(row.relation, '')} {number(row.threshold)}".strip()
+    value = figure(row.value) if row.HasField("value") else "missing"
+    if row.relation == v1.GATE_RELATION_UNSPECIFIED:
+        value = _CONDITIONS.get(row.verdict, "undecided")
     return Figure(
         name=row.expression,
-        value=figure(row.value) if row.HasField("value") else "missing",
+        value=value,
         threshold=threshold,
         margin=f"{row.margin:+.3g}" if row.HasField("margin") else "-",
         baseline=figure(row.baseline) if given(row.baseline) else "-",
