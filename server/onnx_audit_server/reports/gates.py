@@ -20,6 +20,7 @@ _RELATIONS: Final = {
 }
 
 
+_NAMED: Final = 5
 _CONDITIONS: Final = {v1.VERDICT_PASS: "holds", v1.VERDICT_FAIL: "does not hold"}
 
 
@@ -91,11 +92,19 @@ def sentence(result: v1.PolicyResult | None) -> str:
     """What a policy says of a report."""
     if result is None:
         return "No policy was applied: the figures stand for themselves."
-    outcomes = [view.outcome for view in views(result)]
-    counted = {outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes}
-    parts = [f"{number} {outcome.value}" for outcome, number in counted.items()]
+    listed = views(result)
+    outcomes = [view.outcome for view in listed]
+    parts = [
+        f"{outcomes.count(outcome)} {outcome.value}" for outcome in Outcome if outcome in outcomes
+    ]
     name = result.policy_display_name or "the policy"
-    return f"Of {len(outcomes)} gates of {name}: {', '.join(parts) or 'none'}."
+    said = f"Of {len(outcomes)} gates of {name}: {', '.join(parts) or 'none'}."
+    blocking = [view.identifier for view in listed if view.outcome.blocks]
+    if blocking:
+        more = len(blocking) - _NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        said += f" Blocked by {', '.join(blocking[:_NAMED])}{rest}."
+    return said
 
 
 def _view(row: v1.GateResult) -> GateView:
