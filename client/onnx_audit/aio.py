@@ -23,7 +23,7 @@ import grpc.aio
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from onnx_audit import report_calls, rpc, v1
+from onnx_audit import flows, report_calls, rpc, v1
 from onnx_audit.client import DEFAULT_TARGET
 from onnx_audit.errors import OnnxAuditError, ServiceError, Unavailable
 from onnx_audit.files import Progress
@@ -111,6 +111,13 @@ class AsyncClient:
             load_probes, probes, labels=labels, class_names=class_names, display_name=display_name
         )
         return await self._run(self._session.upload_probes(loaded, progress=progress))
+
+    async def upload_files(
+        self, paths: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None
+    ) -> None:
+        """Uploads files as blobs; see `Client.upload_files`."""
+        files = [Path(path) for path in paths]
+        await self._run(flows.upload_files(files, self._session.policy, progress))
 
     async def audit(
         self,

@@ -14,7 +14,7 @@ import grpc
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from onnx_audit import report_calls, rpc, v1
+from onnx_audit import flows, report_calls, rpc, v1
 from onnx_audit.errors import OnnxAuditError, ServiceError
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
@@ -127,6 +127,18 @@ class Client:
             probes, labels=labels, class_names=class_names, display_name=display_name
         )
         return self._run(self._session.upload_probes(loaded, progress=progress))
+
+    def upload_files(
+        self, paths: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None
+    ) -> None:
+        """Uploads files as blobs, such as those that belong to a report of another service.
+
+        Args:
+            paths: The files; content that the service holds is not sent again.
+            progress: Called with (file, bytes sent, bytes in all), possibly from another thread.
+        """
+        files = [Path(path) for path in paths]
+        self._run(flows.upload_files(files, self._session.policy, progress))
 
     def audit(
         self,

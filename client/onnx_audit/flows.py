@@ -194,6 +194,14 @@ def upload_probes(
     return (yield from call(rpc.CREATE_PROBE_SET, request, policy))
 
 
+def upload_files(
+    paths: Sequence[Path], policy: RetryPolicy, progress: Progress | None
+) -> Flow[None]:
+    """Uploads files as blobs."""
+    blobs = yield from work(lambda: [local_blob(path) for path in paths])
+    yield from upload_blobs(blobs, policy, progress)
+
+
 def upload_report(report: v1.Report, policy: RetryPolicy) -> Flow[str]:
     """Uploads a report as JSON; the result is its name, `blobs/{sha256}`."""
     with tempfile.TemporaryDirectory(prefix="onnx-audit-") as folder:

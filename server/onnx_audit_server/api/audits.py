@@ -48,7 +48,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._settings = settings
         self._records = records
         self._sources = ReportSources(records, blobs)
-        self._reports = ReportCalls(self._sources)
+        self._reports = ReportCalls(self._sources, blobs)
         self._queue = queue
         self._tail = tail
         self._draining = draining

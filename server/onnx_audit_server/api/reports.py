@@ -8,15 +8,17 @@ from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_audit_server.errors import ServiceError, invalid
-from onnx_audit_server.reports import assemble, policy
+from onnx_audit_server.reports import formats, policy
 from onnx_audit_server.reports.sources import ReportSources
+from onnx_audit_server.store.blobs import BlobStore
 
 
 class ReportCalls:
     """Calls that read reports and compute nothing of them again."""
 
-    def __init__(self, sources: ReportSources) -> None:
+    def __init__(self, sources: ReportSources, blobs: BlobStore) -> None:
         self._sources = sources
+        self._blobs = blobs
 
     def evaluate(self, request: v1.EvaluatePolicyRequest) -> v1.PolicyResult:
         """See AuditService.EvaluatePolicy."""
@@ -46,12 +48,24 @@ class ReportCalls:
         """See AuditService.RenderReport."""
         if request.format == v1.REPORT_FORMAT_UNSPECIFIED:
             raise invalid(("format", "is required"))
+        if request.format not in formats.FORMATS:
+            raise ServiceError("NOT_IMPLEMENTED", f"this server has no format {request.format}")
+        if request.HasField("policy"):
+            check_policy(request.policy, "policy")
         report = self._sources.required(request.name, _report(request, "report"), "name")
-        if request.format != v1.REPORT_FORMAT_JSON:
-            name = v1.ReportFormat.Name(request.format).removeprefix("REPORT_FORMAT_")
-            raise ServiceError("NOT_IMPLEMENTED", f"this server does not render reports as {name}")
-        content = assemble.to_json(report)
-        return v1.RenderReportResponse(content=content, media_type="application/json")
+        audit = self._sources.audit(request.name)
+        baseline = self._sources.optional(
+            request.baseline, _report(request, "baseline_report"), "baseline"
+        )
+        if baseline is None and not request.HasField("policy"):
+            baseline = self._sources.optional(audit.baseline, None, "baseline")
+        result = audit.policy_result if audit.HasField("policy_result") else None
+        if request.HasField("policy"):
+            result = policy.evaluate(request.policy, report, baseline, datetime.now(UTC))
+        try:
+            return formats.render(request.format, report, result, baseline, self._blobs)
+        except formats.BrokenReportError as error:
+            raise invalid(("report", str(error))) from error
 
 
 def check_policy(asked: v1.Policy, field: str) -> None:

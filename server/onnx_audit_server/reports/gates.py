@@ -20,6 +20,10 @@ _RELATIONS: Final = {
 }
 
 
+_NAMED: Final = 5
+_CONDITIONS: Final = {v1.VERDICT_PASS: "holds", v1.VERDICT_FAIL: "does not hold"}
+
+
 class Outcome(enum.Enum):
     """What becomes of a release at a gate."""
 
@@ -37,7 +41,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a gate looked at, as text; what is missing is "-"."""
+    """A figure or condition that a gate looked at, as text; what is missing is "-"."""
 
     name: str
     value: str
@@ -78,15 +82,29 @@ def views(result: v1.PolicyResult | None) -> list[GateView]:
     return [_view(row) for row in result.gates] if result is not None else []
 
 
+def worst_first(result: v1.PolicyResult | None) -> list[GateView]:
+    """All gates of a result: first those that block, last those that hold."""
+    order = [Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARNING, Outcome.WAIVED, Outcome.PASS]
+    return sorted(views(result), key=lambda view: order.index(view.outcome))
+
+
 def sentence(result: v1.PolicyResult | None) -> str:
     """What a policy says of a report."""
     if result is None:
         return "No policy was applied: the figures stand for themselves."
-    outcomes = [view.outcome for view in views(result)]
-    counted = {outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes}
-    parts = [f"{number} {outcome.value}" for outcome, number in counted.items()]
+    listed = views(result)
+    outcomes = [view.outcome for view in listed]
+    parts = [
+        f"{outcomes.count(outcome)} {outcome.value}" for outcome in Outcome if outcome in outcomes
+    ]
     name = result.policy_display_name or "the policy"
-    return f"Of {len(outcomes)} gates of {name}: {', '.join(parts) or 'none'}."
+    said = f"Of {len(outcomes)} gates of {name}: {', '.join(parts) or 'none'}."
+    blocking = [view.identifier for view in listed if view.outcome.blocks]
+    if blocking:
+        more = len(blocking) - _NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        said += f" Blocked by {', '.join(blocking[:_NAMED])}{rest}."
+    return said
 
 
 def _view(row: v1.GateResult) -> GateView:
@@ -131,9 +149,12 @@ def _figure(row: v1.GateFigure) -> Figure:
     threshold = "-"
     if row.HasField("threshold"):
         threshold = f"{_RELATIONS.get(row.relation, '')} {number(row.threshold)}".strip()
+    value = figure(row.value) if row.HasField("value") else "missing"
+    if row.relation == v1.GATE_RELATION_UNSPECIFIED:
+        value = _CONDITIONS.get(row.verdict, "undecided")
     return Figure(
         name=row.expression,
-        value=figure(row.value) if row.HasField("value") else "missing",
+        value=value,
         threshold=threshold,
         margin=f"{row.margin:+.3g}" if row.HasField("margin") else "-",
         baseline=figure(row.baseline) if given(row.baseline) else "-",

@@ -51,6 +51,12 @@ class ReportSources:
             return self._uploaded(name, field)
         return assemble.from_json(self.content(name, field))
 
+    def audit(self, name: str) -> v1.Audit:
+        """The audit that made `audits/{id}/report`; an empty one for reports from elsewhere."""
+        if not name.startswith("audits/"):
+            return v1.Audit()
+        return self._records.get_audit(names.parse_report(name, "name")) or v1.Audit()
+
     def content(self, name: str, field: str = "name") -> bytes:
         """The canonical JSON of `audits/{id}/report`.
 

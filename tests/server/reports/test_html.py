@@ -16,6 +16,7 @@ from tests.client.reports import full_report
 from tests.server.reports.documents import HOSTILE, document, image_report, policy_result
 
 from onnx_audit import v1
+from onnx_audit_server.reports.document import Document
 from onnx_audit_server.reports.html import page, pictures, svg
 from onnx_audit_server.reports.html.charts import Curve, curves
 from onnx_audit_server.reports.words import clean
@@ -72,7 +73,7 @@ def images(blobs: BlobStore) -> v1.Report:
 
 @pytest.fixture(scope="module")
 def rendered(images: v1.Report, blobs: BlobStore) -> str:
-    return page.render(page.Document(images, policy_result(), full_report(), blobs)).decode()
+    return page.render(Document(images, policy_result(), full_report(), blobs)).decode()
 
 
 def test_the_page_is_whole_in_itself(rendered: str) -> None:
@@ -132,8 +133,8 @@ def test_names_are_text_and_nothing_else(images: v1.Report, blobs: BlobStore) ->
     result = policy_result()
     result.gates[1].gate.message = HOSTILE
     result.gates[1].figures[0].expression = HOSTILE
-    text = page.render(page.Document(report, result, None, blobs)).decode()
-    plain = page.render(page.Document(images, policy_result(), None, blobs)).decode()
+    text = page.render(Document(report, result, None, blobs)).decode()
+    plain = page.render(Document(images, policy_result(), None, blobs)).decode()
     read, before = Reader(text), Reader(plain)
     # The same elements as with harmless names; one operator more has no bound.
     more = Counter(tag for tag, _ in read.tags) - Counter(tag for tag, _ in before.tags)
@@ -144,13 +145,13 @@ def test_names_are_text_and_nothing_else(images: v1.Report, blobs: BlobStore) ->
 
 
 def test_the_same_report_gives_the_same_page(images: v1.Report, blobs: BlobStore) -> None:
-    twice = [page.render(page.Document(images, None, None, blobs)) for _ in range(2)]
+    twice = [page.render(Document(images, None, None, blobs)) for _ in range(2)]
     assert twice[0] == twice[1]
 
 
 def test_a_large_report_stays_small(blobs: BlobStore) -> None:
     report = image_report(blobs, classes=1000, probes=60, side=224, layers=50)
-    content = page.render(page.Document(report, None, None, blobs))
+    content = page.render(Document(report, None, None, blobs))
     assert len(content) < 10_000_000
     text = Reader(content.decode()).text
     assert "the 40 of 50 that weigh most" in text

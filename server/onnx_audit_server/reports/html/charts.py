@@ -20,6 +20,7 @@ from onnx_audit_server.reports.words import number, short
 Floats = npt.NDArray[np.float64]
 
 _BINS = 24
+_ONE_COLUMN = 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def curves(
     y_label: str,
     *,
     between: tuple[Curve, Curve] | None = None,
+    in_percent: bool = True,
 ) -> Markup:
     """Shares over x, with their intervals as bands.
 
@@ -65,6 +67,7 @@ def curves(
         x_label: What x is.
         y_label: What y is.
         between: Two of the curves, a lower and an upper limit: the area between is shaded.
+        in_percent: Whether y is written in per cent.
     """
 
     def draw(axes: Axes) -> None:
@@ -88,12 +91,15 @@ def curves(
             )
         axes.set_ylim(0, 1.03)
         axes.set_xlim(left=min(0.0, *(float(line.x[0]) for line in lines)))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if in_percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0, ncols=1)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0,
+                    ncols=columns)  # fmt: skip
 
-    top = 12 + 19 * len(lines)
+    columns = 1 if len(lines) <= _ONE_COLUMN else 2
+    top = 12 + 19 * -(-len(lines) // columns)
     return svg.chart(identifier, alt, draw, height=270 + top, margins=(68, 14, top, 50))
 
 

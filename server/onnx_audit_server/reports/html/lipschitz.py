@@ -62,25 +62,23 @@ def _network(found: v1.LipschitzSection) -> Table:
 
 
 def _certificates(found: v1.LipschitzSection) -> Table:
-    shares = [q.probability for q in found.certificates[0].quantiles]
+    rows: dict[str, list[str]] = {}
+    for row in found.certificates:
+        figures = {"mean": figure(row.mean)}
+        for quantile in row.quantiles:
+            figures[f"{number(100 * quantile.probability)} % below"] = figure(quantile.estimate)
+        figures["found / certified"] = figure(row.sandwich) if row.sandwich.count else "-"
+        figures["proved by"] = ", ".join(f"{name} {n:,}" for name, n in sorted(row.methods.items()))
+        for name, text in figures.items():
+            rows.setdefault(name, []).append(text)
     return Table(
         "Certified radii",
-        ("norm", "mean", *(f"{number(100 * share)} % below" for share in shares),
-         "found / certified", "proved by"),
-        [
-            (
-                norm_name(row.norm),
-                figure(row.mean),
-                *(figure(q.estimate) for q in row.quantiles),
-                figure(row.sandwich) if row.sandwich.count else "-",
-                ", ".join(f"{method} {n:,}" for method, n in sorted(row.methods.items())),
-            )
-            for row in found.certificates
-        ],
-        "Quantiles of the radius over the probes that are answered rightly, and how many times as "
-        "far the nearest example was found (median).",
+        ("radius", *(norm_name(row.norm) for row in found.certificates)),
+        [(name, *texts) for name, texts in rows.items()],
+        "Mean and quantiles over the probes that are answered rightly, and how many times as far "
+        "the nearest example was found (median).",
         "certificates",
-    )  # fmt: skip
+    )
 
 
 def _radii(row: v1.LipschitzCertificates) -> Iterator[Block]:

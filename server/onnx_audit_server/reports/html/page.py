@@ -37,7 +37,7 @@ def render(document: Document) -> bytes:
             baseline=document.baseline,
             state=_STATES.get(result.verdict, _NO_STATE) if result is not None else _NO_STATE,
             sentence=gates.sentence(result),
-            gates=gates.views(result),
+            gates=gates.worst_first(result),
             result=result,
             figures=summary.key_figures(document.report, document.baseline),
             probes=summary.probes_text(document.report),

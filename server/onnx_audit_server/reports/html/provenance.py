@@ -8,7 +8,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from onnx_audit import v1
 from onnx_audit_server.reports.html.blocks import Facts, Section
-from onnx_audit_server.reports.words import bytes_text, count, figure, number, shape_text
+from onnx_audit_server.reports.words import (
+    attack_name,
+    bytes_text,
+    count,
+    figure,
+    norm_name,
+    number,
+    shape_text,
+)
 
 
 def section(report: v1.Report) -> Section:
@@ -141,12 +149,11 @@ def moment(time: Timestamp) -> str:
 def _blobs(report: v1.Report) -> list[tuple[str, str]]:
     rows = []
     for norm in report.distortion.norms:
-        name = v1.Norm.Name(norm.norm).removeprefix("NORM_")
+        name = norm_name(norm.norm)
         rows.append((f"distortion {name}", norm.artefact))
         rows.append((f"distortion {name}, to train on", norm.training_set))
     for artefact in report.transfer.artefacts:
-        attack = v1.TransferAttack.Name(artefact.attack).removeprefix("TRANSFER_ATTACK_").lower()
-        rows.append((f"transfer {attack}", artefact.examples))
+        rows.append((f"transfer {attack_name(artefact.attack)}", artefact.examples))
     rows.append(("lipschitz", report.lipschitz.artefact))
     return [
         (name, f"{blob.sha256} ({bytes_text(blob.size_bytes)})")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from onnx_audit_server.reports.html import svg
 from onnx_audit_server.reports.words import number, short
@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 _ROW, _FRAME = 24, 84
 _LABEL_CHARACTERS = 20
 _LEFT = 158
+_TWO_DECADES = 100
 
 
 def ranges(
@@ -49,14 +50,34 @@ def ranges(
             axes.annotate("no bound →", (high, row), ha="right", va="center", color=svg.INK,
                           fontsize=12)  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=_few_ticks(high / low)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(low, high)
         axes.axvline(1.0, color=svg.GREY, linewidth=1)
         name_rows(axes, names, x_label)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.4, 1.0), borderaxespad=0.3, ncols=2)
+        _legend(axes)
 
     return rows_chart(identifier, alt, draw, len(names))
+
+
+def _legend(axes: Axes) -> None:
+    """Puts the legend above everything, names of rows included."""
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        bbox_transform=axes.figure.transFigure,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.4,
+        handletextpad=0.5,
+        ncols=4,
+    )
+
+
+def _few_ticks(ratio: float) -> tuple[int, ...]:
+    """Multiples of each power of ten that an axis of such a ratio of its ends has room for."""
+    return (1, 2, 5) if ratio < _TWO_DECADES else (1,)
 
 
 def bars(identifier: str, alt: str, names: Sequence[str], values: Floats, x_label: str) -> Markup:
@@ -107,7 +128,7 @@ def dots(
         axes.axvline(0.5, color=svg.GREY, linewidth=1)
         axes.set_xlim(0, 1)
         name_rows(axes, names, x_label)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.5, 1.0), borderaxespad=0.3, ncols=3)
+        _legend(axes)
 
     return rows_chart(identifier, alt, draw, len(names))
 

@@ -140,7 +140,8 @@ def _curves(
     found: v1.TransferSection, attacks: Sequence[v1.TransferAttack.ValueType]
 ) -> Iterator[Block]:
     levels = np.array(list(found.config.rms_levels))
-    lines = []
+    lines: list[Curve] = []
+    noises: list[Curve] = []
     for attack, colour in zip(attacks, svg.SERIES * 2, strict=False):
         others = [
             cell
@@ -152,11 +153,11 @@ def _curves(
         ]
         if not others:
             continue
-        for field, dashed in (("error_rate", False), ("noise_error_rate", True)):
+        for into, field in ((lines, "error_rate"), (noises, "noise_error_rate")):
             rates = np.array([[getattr(p, field).value for p in cell.curve] for cell in others])
             mean = rates.mean(axis=0)
-            name = attack_name(attack) + (", noise of the same size" if dashed else "")
-            lines.append(Curve(name, levels, mean, mean, mean, colour, dashed=dashed))
+            name = attack_name(attack) + (", noise" if into is noises else "")
+            into.append(Curve(name, levels, mean, mean, mean, colour, dashed=into is noises))
     if not lines or not len(levels):
         return
     last = ", ".join(f"{line.name} {percent(float(line.y[-1]))}" for line in lines)
@@ -165,12 +166,12 @@ def _curves(
         charts.curves(
             "transfer-sizes",
             f"Mean error rate of other models at rms {number(float(levels[-1]))}: {last}.",
-            lines,
+            [*lines, *noises],
             "rms of the change in probe space",
             "mean error rate",
         ),
-        "All changes brought to one size, mean over all pairs of different models: here attacks of "
-        "different strength can be compared.",
+        "All changes brought to one size, mean over all pairs of different models, beside noise of "
+        "that size: here attacks of different strength can be compared.",
         METHOD,
     )
 

@@ -174,18 +174,22 @@ def _verdict(score: v1.UnitScore) -> str:
 def _layer(
     artefacts: Artefacts, layer: v1.UnitsLayer, place: int, allowance: pictures.Allowance
 ) -> Iterator[Block]:
-    yield Facts(
-        [
-            ("units", f"{layer.live:,} live of {layer.dimension:,}; {layer.dead:,} dead, "
-                      f"{layer.near_dead:,} near-dead, "
- f"{layer.plateau:,} with a plateau at the top"),
-            ("measured", layer.measured_value if layer.measured_value != layer.value else ""),
-        ]
-    )  # fmt: skip
     if layer.scores and layer.scores[0].histogram.edges and place < _MOST_DRAWN:
         yield _histogram(layer.scores[0], place)
     if place < _MOST_DRAWN:
         yield from _curve(layer, place)
+    yield Facts(
+        [
+            (
+                "units",
+                f"{layer.live:,} live of {layer.dimension:,}; {layer.dead:,} dead, "
+                f"{layer.near_dead:,} near-dead, "
+                f"{layer.plateau:,} with a plateau at the top",
+            ),
+            ("measured", layer.measured_value if layer.measured_value != layer.value else ""),
+        ],
+        wide=True,
+    )
     for gallery in layer.galleries:
         if gallery.kind in _GALLERIES:
             yield _picture(artefacts, layer, gallery, allowance)
@@ -231,6 +235,7 @@ def _curve(layer: v1.UnitsLayer, place: int) -> Iterator[Chart]:
                 lines,
                 "top inputs",
                 "index",
+                in_percent=False,
             ),
             "How the index depends on how many inputs are said to speak for a direction.",
             METHOD,
