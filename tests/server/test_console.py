@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def test_a_stream_tells_progress_as_it_comes(site: Site) -> None:
     (first,) = read_events(response, 1)
     assert (first["id"], first["event"]) == ("3", "progress")
     shown = first["data"]["auditors"][0]
-    assert (shown["name"], shown["done"], shown["items"]) == ("distortion", 1, 10)
+    assert (shown["name"], shown["done"], shown["total"]) == ("distortion", 1, 10)
     assert shown["running"] == "median L2 0.25 so far"
     finished = v1.AuditEvent.ShardFinished(auditor=v1.AUDITOR_DISTORTION)
     start = time.monotonic()
@@ -202,6 +203,8 @@ def test_a_reused_section_is_said(site: Site) -> None:
     plan_and_progress(site, "a", 0.0)
     ready = v1.AuditEvent.SectionReady(auditor=v1.AUDITOR_DISTORTION, reused_from="audits/first")
     site.records.append_events("a", [v1.AuditEvent(section_ready=ready)])
+    (bar,) = re.findall("<progress[^>]*>", site.page("/audits/a"))
+    assert 'max="10.0" value="10.0"' in bar
     text = Links(site.page("/audits/a")).text
     assert "10 of 10 probes" in text
     assert "reused from audits/first" in text
@@ -264,6 +267,7 @@ def test_a_page_moves_by_itself(site: Site) -> None:
         watched.wait_for("document.querySelector('progress')?.value === 2")
         plan_and_progress(site, "a", 4.0)
         watched.wait_for("document.querySelector('progress').value === 4")
+        assert page.evaluate("document.querySelector('progress').position") == 0.4
         assert "median L2 0.25 so far" in page.inner_text("#progress")
         assert "not divided yet" not in page.inner_text("main")
         site.succeed(audit, full_report())

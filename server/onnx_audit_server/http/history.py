@@ -22,7 +22,7 @@ _AUDITS: Final = 3
 """Latest audits of a release that are read."""
 WIDTH: Final = 720
 HEIGHT: Final = 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 90, 24, 16, 44
 _TICKS: Final = 5
 
 

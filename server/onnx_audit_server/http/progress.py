@@ -41,7 +41,7 @@ class AuditorProgress:
         return {
             "name": self.name,
             "done": round(self.done, 1),
-            "items": self.items,
+            "total": self.items,
             "text": f"{self.done:.0f} of {self.items:.0f} {self.unit}",
             "running": self.running,
         }

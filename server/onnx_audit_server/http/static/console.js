@@ -29,7 +29,7 @@ function show(live, data) {
     item.querySelector(".text").textContent = auditor.text;
     item.querySelector(".running").textContent = auditor.running;
     const bar = item.querySelector("progress");
-    bar.max = auditor.items || 1;
+    bar.max = auditor.total || 1;
     bar.value = auditor.done;
     bar.setAttribute("aria-label", auditor.name);
   });
