@@ -174,10 +174,10 @@ def kleene(tree: object) -> bool | None:
         return TRUTH[tree]
     assert isinstance(tree, tuple)
     operator, *parts = tree
-    values = [kleene(part) for part in parts]
+    values: list[bool | None] = [kleene(part) for part in parts]
     if operator == "!":
         return None if values[0] is None else not values[0]
-    decisive = operator == "||"
+    decisive: bool = operator == "||"
     if decisive in values:
         return decisive
     undecided = any(value is None for value in values)
