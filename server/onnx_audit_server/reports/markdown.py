@@ -27,8 +27,8 @@ MOST_BYTES: Final = 1_000_000
 _MOST_ROWS: Final = 60
 _MOST_TEXT: Final = 2_000
 _HALF: Final = 0.5
-# Whatever could be markup, start a link or call somebody's name.
-_MARKUP: Final = re.compile(r"[^\w \u0080-\U0010ffff.,;()%/=+?'-]|_|www(?=\.)|/(?=/)")
+# Whatever could be markup or start a list, a rule or a link.
+_MARKUP: Final = re.compile(r"[^\w \u0080-\U0010ffff.,;()%/=+?'-]|_|^[-+=]|^\d|www(?=\.)|/(?=/)")
 _SIGNS: Final = {
     Outcome.PASS: "✅",
     Outcome.FAIL: "❌",

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 from onnx_audit import v1
 
-_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNFIT = re.compile("[^\t\n\r -~\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SHORTEST = 4
 _THOUSAND, _MILLION = 1e3, 1e6
 
 
 def clean(text: str) -> str:
-    """Text without the characters that XML 1.0 does not allow (section 2.2, Char)."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    """Text without characters that XML 1.0 forbids, and without controls (section 2.2, Char)."""
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def short(text: str, most: int) -> str:

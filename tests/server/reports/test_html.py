@@ -249,7 +249,9 @@ def test_drawings_take_the_colours_of_the_page() -> None:
     assert len(set(both)) == len(both)
 
 
-def test_clean_leaves_what_xml_allows() -> None:
-    kept = "".join(chr(code) for code in (9, 10, 13, 32, 0xD7FF, 0xE000, 0xFFFD, 0x10000, 0x10FFFF))
+def test_clean_leaves_what_xml_allows_and_no_controls() -> None:
+    kept = "".join(
+        chr(code) for code in (9, 10, 13, 32, 0xA0, 0xD7FF, 0xE000, 0xFFFD, 0x10000, 0x10FFFF)
+    )
     assert clean(kept) == kept
-    assert set(clean("\x00\x08\x0b\x1f\ufffe\uffff")) == {"\ufffd"}
+    assert set(clean("\x00\x08\x0b\x1f\x7f\x85\x9f\ufffe\uffff")) == {"\ufffd"}

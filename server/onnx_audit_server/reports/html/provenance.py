@@ -152,8 +152,9 @@ def _blobs(report: v1.Report) -> list[tuple[str, str]]:
         name = norm_name(norm.norm)
         rows.append((f"distortion {name}", norm.artefact))
         rows.append((f"distortion {name}, to train on", norm.training_set))
-    for artefact in report.transfer.artefacts:
-        rows.append((f"transfer {attack_name(artefact.attack)}", artefact.examples))
+    rows += [
+        (f"transfer {attack_name(row.attack)}", row.examples) for row in report.transfer.artefacts
+    ]
     rows.append(("lipschitz", report.lipschitz.artefact))
     return [
         (name, f"{blob.sha256} ({bytes_text(blob.size_bytes)})")
