@@ -43,6 +43,7 @@ from onnx_audit_server.jobs import queue
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.jobs.pool import RunnerPool
 from onnx_audit_server.jobs.reuse import StoredSections
+from onnx_audit_server.jobs.steps import AuditSteps
 from onnx_audit_server.jobs.tasks import TaskExecutor
 from onnx_audit_server.jobs.workflow import Worker
 from onnx_audit_server.settings import Settings
@@ -136,7 +137,8 @@ class Service:
     def _make_worker(self, engine: sa.Engine) -> Worker:
         executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
         sections = StoredSections(SectionRecords(engine), self._blobs)
-        return Worker(self._settings, self._records, self._blobs, self._queue, executor, sections)
+        steps = AuditSteps(self._records, self._blobs, sections)
+        return Worker(self._settings, self._queue, executor, steps)
 
     def _make_http(self, *, api: bool) -> HttpServer:
         console = Console(self._records, self._blobs, self._tail) if api else None

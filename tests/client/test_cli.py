@@ -34,6 +34,8 @@ from onnx_audit.cli.output import as_dict
 
 COMMANDS = [
     [],
+    ["attest"],
+    ["verify"],
     ["run"],
     ["demo"],
     ["audits"],
