@@ -89,7 +89,7 @@ def attest_and_verify(service: ServiceProcess, audit: v1.Audit, model: Path, fol
     out = folder / "scorer.intoto.json"
     policy = folder / "policy.yaml"
     policy.write_text(
-        "gates:\n- id: none\n  expression: report.distortion.probe_count < 0\n  message: no\n"
+        "gates:\n- id: none\n  expression: report.distortion.probe_count < 0\n  message: never\n"
     )
 
     def command(*arguments: object) -> int:

@@ -15,7 +15,7 @@ from onnx_audit_server.store.records import Cursor, Records
 
 MOST_MODELS: Final = 5000
 """Latest models that are looked through for names."""
-MOST_RELEASES: Final = 30
+MOST_RELEASES: Final = 20
 """Latest releases of a model that are drawn."""
 _PAGE: Final = 500
 _AUDITS: Final = 3

@@ -76,8 +76,8 @@ class Tally:
         elif kind == "section_ready":
             row = self._of(event.section_ready.auditor)
             row.by_shard = {0: row.items}
-            if event.section_ready.reused_from:
-                row.running = f"reused from {event.section_ready.reused_from}"
+            source = event.section_ready.reused_from
+            row.running = f"reused from {source}" if source else ""
 
     def as_json(self) -> dict[str, Any]:
         """What the page shows."""
