@@ -204,10 +204,12 @@ def test_the_key_holds_what_figures_depend_on(of_audit: str, of_plan: str) -> No
 
 
 def test_the_key_holds_nothing_else() -> None:
-    """Names, times and other auditors do not change it."""
+    """Names, times, policies and other auditors do not change it."""
     audit, plan = job()
     key = section_key(audit, plan, v1.AUDITOR_DISTORTION)
     audit.name, audit.display_name, audit.last_sequence, audit.fresh = "audits/b", "b", 9, True
+    audit.policy.gates.add(id="gate")
+    audit.baseline, audit.verdict = "audits/c/report", v1.VERDICT_FAIL
     plan.auditors.lipschitz.norms[0] = v1.NORM_LINF
     plan.auditors.ClearField("transfer")
     plan.warnings.add(code="CODE")

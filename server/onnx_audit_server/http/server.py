@@ -67,6 +67,7 @@ class HttpServer:
                 port=int(port),
                 log_config=None,
                 access_log=False,
+                server_header=False,
                 lifespan="off",
             )
         )
