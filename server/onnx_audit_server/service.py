@@ -91,7 +91,7 @@ class Service:
         self._blobs = BlobStore(settings.data, settings.blob_url)
         self._queue = queue.JobQueue(engine)
         name = settings.worker_name if worker else f"api-{os.getpid()}"
-        self._pool = RunnerPool(settings, name)
+        self._pool = RunnerPool(settings, name, keep=settings.slots if worker else 0)
         self._draining = False
         self._tail = EventTail(self._records)
         self._worker = self._make_worker(engine) if worker else None

@@ -162,11 +162,13 @@ class TaskExecutor:
         raise ServiceError("RUNNER_DIED", f"{last} (in {self._settings.shard_attempts} attempts)")
 
     def _attempt(self, task: Task) -> str:
-        runner = self._pool.take(task.audit)
+        audit = self._records.get_audit(task.audit)
+        assert audit is not None  # noqa: S101 - audits are never removed
+        runner = self._pool.take(task.audit, audit.model)
         runner.context = structlog.contextvars.get_contextvars()
         try:
-            if runner.affinity is None:
-                self._open(runner, task.audit)
+            if runner.affinity != task.audit:
+                self._open(runner, task.audit, audit)
             blob = self._command(runner, task)
         except BaseException:
             # Whatever went wrong in it, the next task gets a process that knows nothing of it.
@@ -175,10 +177,8 @@ class TaskExecutor:
         self._pool.give_back(runner)
         return blob
 
-    def _open(self, runner: RunnerProcess, audit_id: str) -> None:
+    def _open(self, runner: RunnerProcess, audit_id: str, audit: v1.Audit) -> None:
         """Puts copies of the audit's files into the runner's folder and has them loaded."""
-        audit = self._records.get_audit(audit_id)
-        assert audit is not None  # noqa: S101 - audits are never removed
         model = self._records.get_model(audit.model.partition("/")[2])
         assert model is not None  # noqa: S101 - CreateAudit has seen it
         runner.affinity = audit_id
