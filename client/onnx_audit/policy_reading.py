@@ -222,4 +222,5 @@ def _tag(node: yaml.Node) -> str:
 
 
 def _kind(node: yaml.Node) -> str:
-    return _KINDS.get(_tag(node), _tag(node))
+    unknown = f"the tag {node.tag} (text that starts with ! needs quotes)"
+    return _KINDS.get(_tag(node), unknown)

@@ -81,8 +81,9 @@ class FakeService(
         break_write_after: Bytes after which each of the next writes breaks off.
         break_read_after: Bytes after which each of the next reads breaks off.
         events_per_watch: Events after which each of the next watches breaks off.
-        verdict: Verdict of the audits.
         failure: If set, why the audits fail.
+        result: What policies say of reports.
+        comparison: What reports have in common.
     """
 
     def __init__(self) -> None:
@@ -104,8 +105,9 @@ class FakeService(
         self.reports: dict[str, v1.Report] = {}
         self.page = 2
         self.lose_responses = False
-        self.verdict: v1.Verdict.ValueType = v1.VERDICT_UNSPECIFIED
         self.failure: status_pb2.Status | None = None
+        self.result = v1.PolicyResult()
+        self.comparison = v1.CompareReportsResponse()
 
     def enter(self, method: str, request: Message, context: grpc.ServicerContext) -> None:
         """Records a call and ends it with the next planned fault, if there is one."""
@@ -230,7 +232,8 @@ class FakeService(
             audit.name = f"audits/{len(self.audits) + 1}"
             audit.state = v1.AUDIT_STATE_SUCCEEDED
             audit.last_sequence = len(self.events)
-            audit.verdict = self.verdict
+            if audit.HasField("policy"):
+                audit.policy_result.CopyFrom(self.result)
             if self.failure is not None:
                 audit.state = v1.AUDIT_STATE_FAILED
                 audit.error.CopyFrom(self.failure)
@@ -303,24 +306,20 @@ class FakeService(
     def RenderReport(
         self, request: v1.RenderReportRequest, context: grpc.ServicerContext
     ) -> v1.RenderReportResponse:
-        return self.unimplemented("RenderReport", request, context)
+        self.enter("RenderReport", request, context)
+        return v1.RenderReportResponse(content=v1.ReportFormat.Name(request.format).encode())
 
     def CompareReports(
         self, request: v1.CompareReportsRequest, context: grpc.ServicerContext
     ) -> v1.CompareReportsResponse:
-        return self.unimplemented("CompareReports", request, context)
+        self.enter("CompareReports", request, context)
+        return self.comparison
 
     def EvaluatePolicy(
         self, request: v1.EvaluatePolicyRequest, context: grpc.ServicerContext
     ) -> v1.PolicyResult:
-        return self.unimplemented("EvaluatePolicy", request, context)
-
-    def unimplemented(
-        self, method: str, request: Message, context: grpc.ServicerContext
-    ) -> NoReturn:
-        """Ends a call that no client makes."""
-        self.enter(method, request, context)
-        fail(context, rich_status(grpc.StatusCode.UNIMPLEMENTED, "not offered here"))
+        self.enter("EvaluatePolicy", request, context)
+        return v1.PolicyResult() if request.validate_only else self.result
 
 
 @contextlib.contextmanager
