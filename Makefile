@@ -5,7 +5,7 @@ WORKERS ?= 2
 # Workers that share the cores lose more by waiting for each other's threads than they gain by them.
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-slow lint bench proto serve clean
+.PHONY: demo test test-slow chromium lint bench proto serve clean
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml constraints.txt
@@ -25,7 +25,12 @@ lint: .venv/installed  ## Style, types, layers, schema
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python proto/check.py
 
-test: lint  ## Everything that must hold before a change lands
+chromium:  ## Debian's Chromium, in which tests look at pages, where it is missing and root may install it
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+		{ apt-get -qq update && apt-get -qq install --no-install-recommends --yes chromium >/dev/null; } || \
+		echo "Chromium could not be installed: tests of pages are skipped"
+
+test: lint chromium  ## Everything that must hold before a change lands
 	$(CALM) $(BIN)/pytest -n $(WORKERS) -m 'not slow'
 
 test-slow: .venv/installed  ## The longer proofs

@@ -70,7 +70,7 @@ def section(document: Document, allowance: pictures.Allowance) -> Section:
     for place, layer in enumerate(found.layers):
         blocks.append(
             Group(
-                layer.value,
+                f"Layer {layer.value}",
                 tuple(_layer(document.artefacts, layer, place, allowance)),
                 layer.summary,
                 folded=place != last,
