@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 from google.protobuf import json_format
 from safetensors.numpy import load_file
 from tests import models
+from tests.server import made_reports
 from tests.service import ServiceProcess
 
 from onnx_audit import AuditFailed, Client, v1
 from onnx_audit.errors import FailedPrecondition, InvalidRequest
 from onnx_audit.v1 import audit_pb2_grpc
+from onnx_audit_server.reports.compare.figures import figures
 
 QUICK = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=40))
 LONG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=100_000))
@@ -25,8 +28,23 @@ LONG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=100_000))
 
 @pytest.fixture(scope="module")
 def finished(client: Client, model: v1.Model, probe_set: v1.ProbeSet) -> v1.Audit:
-    """An audit that has succeeded."""
-    audit = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    """An audit that has succeeded, with a policy and a baseline."""
+    policy = v1.Policy(
+        gates=[
+            v1.Gate(id="parity", expression="report.parity.passed && baseline.parity.passed"),
+            v1.Gate(id="accuracy", expression="report.distortion.clean_accuracy.value == 1.0"),
+        ]
+    )
+    audit = client.wait(
+        client.audit(
+            model,
+            probe_set,
+            auditors=QUICK,
+            seed=7,
+            policy=policy,
+            baseline=made_reports.report([1]),
+        )
+    )
     assert audit.state == v1.AUDIT_STATE_SUCCEEDED
     return audit
 
@@ -56,6 +74,37 @@ def test_events_tell_the_whole_story(client: Client, finished: v1.Audit) -> None
     assert last.state == v1.AUDIT_STATE_SUCCEEDED
     assert last.report_digest == finished.report_digest == client.report(finished).digest
     assert finished.progress.shards_done == finished.progress.shards_total == plan.shards
+
+
+def test_an_audit_ends_with_the_verdict_of_its_policy(client: Client, finished: v1.Audit) -> None:
+    """Verdict and result are kept with the audit, watchers get the verdict, the report has none."""
+    result = finished.policy_result
+    assert finished.verdict == result.verdict == v1.VERDICT_PASS
+    assert [row.verdict for row in result.gates] == [v1.VERDICT_PASS] * 2
+    assert result.report_digest == finished.report_digest
+    assert result.baseline_digest == made_reports.report([1]).digest
+    assert list(client.watch(finished))[-1].state_changed.verdict == v1.VERDICT_PASS
+    assert "policy" not in json_format.MessageToJson(client.report(finished))
+    again = client.evaluate_policy(finished, finished.policy, finished.baseline)
+    again.evaluate_time.CopyFrom(result.evaluate_time)
+    assert again == result
+    with pytest.raises(InvalidRequest, match=r"audit\.baseline"):
+        client.audit(finished.model, finished.probe_set, baseline=finished)
+
+
+def test_figures_are_made_of_their_rows(client: Client, finished: v1.Audit) -> None:
+    """What comparisons resample gives, undrawn, the very figures of the report."""
+    made = figures(client.report(finished))
+    with_rows = [one for one in made.values() if one.rows is not None]
+    assert len(with_rows) >= 5
+    for one in with_rows:
+        assert one.rows is not None
+        values = one.rows.values[~np.isnan(one.rows.values)]
+        if one.rows.probability is None:
+            assert values.mean() == pytest.approx(one.estimate.value, rel=1e-12)
+        else:
+            rank = max(1, math.ceil(one.rows.probability * len(values) - 1e-9))
+            assert np.sort(values)[rank - 1] == one.estimate.value
 
 
 def test_a_watch_goes_on_from_any_event(client: Client, finished: v1.Audit) -> None:
@@ -155,16 +204,9 @@ def test_reports_are_rendered_as_json(
     document = service.RenderReport(request)
     assert document.media_type == "application/json"
     assert json_format.Parse(document.content, v1.Report()) == client.report(finished)
-    for call in (
-        lambda: service.RenderReport(
-            v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_SARIF)
-        ),
-        lambda: service.CompareReports(v1.CompareReportsRequest()),
-        lambda: service.EvaluatePolicy(v1.EvaluatePolicyRequest()),
-    ):
-        with pytest.raises(grpc.RpcError) as caught:
-            call()
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.RpcError) as caught:
+        service.RenderReport(v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_SARIF))
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_lists_run_from_new_to_old_in_pages(
