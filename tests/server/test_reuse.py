@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from tests import models
-from tests.server.test_records import records, url
 from tests.service import ServiceProcess
 
 from onnx_audit import Client, v1
@@ -17,8 +15,6 @@ from onnx_audit_server.jobs.reuse import StoredSections, artefacts, section_key
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.sections import SectionRecords
-
-__all__ = ["records", "url"]
 
 DISTORTION = v1.DistortionConfig(budget=8, max_probes=6, exact_probes=0)
 CONFIG = v1.AuditorConfigs(distortion=DISTORTION)
@@ -272,33 +268,3 @@ def test_every_blob_of_a_section_is_found() -> None:
         ),
     ]
     assert [blob.sha256 for section in sections for blob in artefacts(section)] == list("abcd")
-
-
-def test_many_write_one_section(url: str) -> None:
-    """Writers of one key at the same time leave one of their sections, and none of them fails."""
-    engine = connect(url)
-    migrate(engine)
-    records = SectionRecords(engine)
-    failures: list[BaseException] = []
-    gate = threading.Barrier(6)
-
-    def write(name: str) -> None:
-        gate.wait()
-        try:
-            for key in range(10):
-                records.put(f"key{key}", v1.StoredSection(audit=name))
-        except BaseException as error:  # noqa: BLE001 - seen below
-            failures.append(error)
-
-    threads = [threading.Thread(target=write, args=(f"audits/{n}",)) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    for key in range(10):
-        found = records.get(f"key{key}")
-        assert found is not None
-        assert found.audit.startswith("audits/")
-    assert records.get("nothing") is None
-    engine.dispose()
