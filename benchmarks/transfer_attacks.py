@@ -24,7 +24,7 @@ from benchmarks.transfer import half, measure
 from onnx_audit import v1
 from onnx_auditors.transfer import attacks
 
-MODELS = ("fc100-100-10_first", "fc123-456-10_first", "ae400-10_first", "cnn_first", "relu20_first")
+MODELS = ("fc100-100-10_first", "fc123-456-10_first", "relu20_first", "cnn_first")
 UNTARGETED = (
     v1.TRANSFER_ATTACK_MOMENTUM,
     v1.TRANSFER_ATTACK_DIVERSE,

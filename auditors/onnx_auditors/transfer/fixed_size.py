@@ -13,6 +13,7 @@ from onnx_auditors.context import Context
 from onnx_auditors.distortion.gradients import differentiable
 from onnx_auditors.distortion.inside import choose
 from onnx_auditors.distortion.memory import batch_rows
+from onnx_auditors.errors import InvalidConfig
 from onnx_auditors.transfer.ascent import Images, Task
 from onnx_auditors.transfer.attacks import (
     Surrogate,
@@ -145,8 +146,7 @@ class FixedSize:
     def _features(self, context: Context, member: int, x: torch.Tensor) -> torch.Tensor:
         """Returns the hidden value in the middle of a model, [n, k]; its logits if it has none."""
         if member not in self._hidden:
-            names = choose(context, v1.DistortionConfig(hidden_count=_ALL))
-            self._hidden[member] = names[len(names) // 2] if names else ""
+            self._hidden[member] = _middle(context)
         name = self._hidden[member]
         if not name:
             return context.logits(x)
@@ -158,6 +158,15 @@ class FixedSize:
             return others
         rng = np.random.default_rng([self._base.seed, _MEMBER_SEED, self._model])
         return sorted(rng.choice(others, size=_MOST_MEMBERS, replace=False).tolist())
+
+
+def _middle(context: Context) -> str:
+    """Returns the name of the hidden value that is pushed; empty where the logits are."""
+    try:
+        names = choose(context, v1.DistortionConfig(hidden_count=_ALL))
+    except InvalidConfig:  # shapes depend on the input's content
+        return ""
+    return names[len(names) // 2] if names else ""
 
 
 def images_of(context: Context) -> Images | None:

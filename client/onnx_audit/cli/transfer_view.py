@@ -194,8 +194,8 @@ def _print_groups(console: Console, section: v1.TransferSection) -> None:
         return
     print_table(
         console,
-        f"Similar models: groups that join, at 1 less their mean transfer rate under "
-        f"{attack_name(section.grouped_by)}",
+        f"Similar models ({attack_name(section.grouped_by)}): groups that join, at 1 less their "
+        "mean transfer rate",
         ("distance", "group", "joins"),
         rows,
     )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
+from onnx import helper
+from tests.auditors.transfer.planted import images, network, run, weights
+from tests.support import graph_model
 from torch import Tensor
 
 from onnx_audit import v1
+from onnx_auditors.errors import InvalidConfig
 from onnx_auditors.transfer.ascent import Images, Task, ascend
 from onnx_auditors.transfer.attacks import (
     Surrogate,
@@ -165,3 +171,30 @@ def test_one_step_of_each_is_along_the_gradient() -> None:
     towards = momentum([lambda: aimed], asked) - asked.inputs
     away = momentum([lambda: surrogate], asked) - asked.inputs
     assert ((towards * away).flatten(1).sum(1) < 0).all()
+
+
+def test_ensembles_alone_group_nothing(tmp_path: Path) -> None:
+    """Without an attack on single sources there are no rates between two models."""
+    models = [network(weights(n)) for n in range(3)]
+    config = v1.TransferConfig(
+        attacks=[v1.TRANSFER_ATTACK_ENSEMBLE],
+        attack_steps=2,
+        noise_draws=1,
+        peers=[v1.PeerModel(), v1.PeerModel()],
+    )
+    section = run(tmp_path, models, config, images(4), None).section
+    assert {cell.source for cell in section.cells} == {-1}
+    assert list(section.order) == [0, 1, 2]
+    assert not section.merges
+    assert not section.grouped_by
+
+
+def test_vectors_have_no_input_diversity(tmp_path: Path) -> None:
+    """What is no image cannot be resized, and the error says which setting is at fault."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    proto = graph_model(nodes, {"x": ["n", 20]}, {"w": np.eye(20, 3, dtype=np.float32)})
+    config = v1.TransferConfig(peers=[v1.PeerModel()], attacks=[v1.TRANSFER_ATTACK_DIVERSE])
+    spec = v1.InputSpec(lower=[0.0], upper=[1.0])
+    with pytest.raises(InvalidConfig, match=r"probes \[20\] are not") as caught:
+        run(tmp_path, [proto, proto], config, np.zeros((2, 20), np.float32), None, spec)
+    assert caught.value.metadata["field"] == "attacks"

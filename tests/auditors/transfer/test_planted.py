@@ -175,6 +175,7 @@ def test_similarity_and_fooling_set_of_one_function(same: Audit) -> None:
     """All models are at distance 0, one example is enough, and it fools all."""
     section = same.section
     assert sorted(section.order) == list(range(9))
+    assert section.grouped_by == MINIMAL
     assert all(merge.distance == pytest.approx(0, abs=1e-12) for merge in section.merges)
     assert section.fooling.proved
     assert [list(example.fooled) for example in section.fooling.smallest] == [list(range(9))]
