@@ -125,7 +125,7 @@ def _check_inputs(audit: v1.Audit, records: Records) -> None:
             metadata=error.metadata,
         ) from None
     if audit.HasField("linear_head"):
-        _check_linear_head(audit.linear_head, probe_set.summary)
+        _check_linear_head(audit.linear_head, probe_set.summary, "audit.linear_head")
     audit.input_spec.CopyFrom(spec)
     audit.input_spec_notes.extend(notes)
     if audit.auditors.HasField("transfer"):
@@ -154,6 +154,8 @@ def _check_peers(
         peer.display_name = peer.display_name or known.display_name
         if not peer.tags:
             peer.tags.update(known.tags)
+        if peer.HasField("linear_head"):
+            _check_linear_head(peer.linear_head, probe_set.summary, f"{prefix}linear_head")
         try:
             peer_spec.resolve(
                 peer, known.summary, probe_set.summary, audit.input_spec, f"peers[{i}]."
@@ -168,20 +170,20 @@ def _check_peers(
             ) from None
 
 
-def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary) -> None:
+def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary, field: str) -> None:
     """Checks what a head is fitted with; whether the model has its value shows when it is read."""
     if head.method not in {
         v1.HEAD_METHOD_UNSPECIFIED,
         v1.HEAD_METHOD_RIDGE,
         v1.HEAD_METHOD_SOFTMAX,
     }:
-        raise invalid(("audit.linear_head.method", f"there is no method {head.method}"))
+        raise invalid((f"{field}.method", f"there is no method {head.method}"))
     if not 0 <= head.l2 < math.inf:
         text = f"{head.l2:g}; allowed are positive numbers, and 0 for the default"
-        raise invalid(("audit.linear_head.l2", text))
+        raise invalid((f"{field}.l2", text))
     if not probes.has_labels:
         text = "the probe set has no labels, on which the head is fitted; add them as 'labels'"
-        raise invalid(("audit.linear_head", text))
+        raise invalid((field, text))
     if probes.min_label == probes.max_label:
         text = f"every probe has the label {probes.min_label}; a head needs two classes at least"
-        raise invalid(("audit.linear_head", text))
+        raise invalid((field, text))
