@@ -226,10 +226,11 @@ def _given(
     if matrix.ndim != 2 or matrix.shape[1] != value.dimension or not np.isfinite(matrix).all():  # noqa: PLR2004 - a matrix
         raise ProbesDoNotFit(
             f"directions for '{value.name}' have the shape {list(matrix.shape)}; expected finite "
-            f"rows of {value.dimension} units"
+            f"rows of {value.dimension} units",
+            field="given_directions",
         )
-    # <x, v> over raw units is <z, std v> over standardised ones, up to a constant.
-    return torch.from_numpy((matrix[:, scale.live] * scale.std).astype(np.float32))
+    # <x, v> over raw units is <z, divisor v> over standardised ones, up to a constant.
+    return torch.from_numpy((matrix[:, scale.live] * scale.divisor).astype(np.float32))
 
 
 def resolve(config: v1.UnitsConfig, source: Source, count: int) -> v1.UnitsConfig:
@@ -254,16 +255,14 @@ def resolve(config: v1.UnitsConfig, source: Source, count: int) -> v1.UnitsConfi
             f"all probes have the label {int(source.labels[0])}: at least two classes are needed; "
             "leave the labels out for the scores that need none"
         )
-    return v1.UnitsConfig(
-        values=config.values,
-        directions=config.directions or 1024,
-        rotations=config.rotations or 99,
-        top=top,
-        max_probes=config.max_probes,
-        max_layers=config.max_layers or 12,
-        bases=list(config.bases) or [v1.UNIT_BASIS_PCA, v1.UNIT_BASIS_ICA],
-        untrained_twin=config.untrained_twin,
-    )
+    resolved = v1.UnitsConfig()
+    resolved.CopyFrom(config)
+    resolved.directions = config.directions or 1024
+    resolved.rotations = config.rotations or 99
+    resolved.top = top
+    resolved.max_layers = config.max_layers or 12
+    resolved.bases[:] = list(config.bases) or [v1.UNIT_BASIS_PCA, v1.UNIT_BASIS_ICA]
+    return resolved
 
 
 def set_up(config: v1.UnitsConfig, source: Source) -> Setup:
@@ -283,7 +282,7 @@ def set_up(config: v1.UnitsConfig, source: Source) -> Setup:
         raise InvalidConfig(
             f"directions are given for '{unknown[0]}', which is not looked at; values looked at: "
             f"{', '.join(names)}",
-            field="values",
+            field="given_directions",
         )
     sample = source.feed(order.probes[:2])
     described = values.describe(network, names, sample)

@@ -252,6 +252,7 @@ _MODULES = {
     "UnitGallery": "units_pb2",
     "UnitGalleryKind": "units_pb2",
     "UnitHistogram": "units_pb2",
+    "UnitReference": "units_pb2",
     "UnitRow": "units_pb2",
     "UnitScore": "units_pb2",
     "UnitScoreKind": "units_pb2",

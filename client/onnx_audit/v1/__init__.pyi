@@ -252,6 +252,7 @@ from onnx_audit.v1.units_pb2 import UnitEmbedding as UnitEmbedding
 from onnx_audit.v1.units_pb2 import UnitGallery as UnitGallery
 from onnx_audit.v1.units_pb2 import UnitGalleryKind as UnitGalleryKind
 from onnx_audit.v1.units_pb2 import UnitHistogram as UnitHistogram
+from onnx_audit.v1.units_pb2 import UnitReference as UnitReference
 from onnx_audit.v1.units_pb2 import UnitRow as UnitRow
 from onnx_audit.v1.units_pb2 import UnitScore as UnitScore
 from onnx_audit.v1.units_pb2 import UnitScoreKind as UnitScoreKind

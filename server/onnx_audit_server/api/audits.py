@@ -151,7 +151,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     def _accept(self, request: v1.CreateAuditRequest) -> v1.Audit:
         audit = v1.Audit()
         audit.CopyFrom(request.audit)
-        check_audit(audit, self._records, self._settings.audit_timeout)
+        check_audit(audit, self._records, self._blobs, self._settings.audit_timeout)
         audit.state = v1.AUDIT_STATE_QUEUED
         audit.name = f"audits/{new_id()}"
         if request.validate_only:

@@ -12,7 +12,15 @@ from sklearn.metrics import roc_auc_score
 from tests.auditors.units import planted
 
 from onnx_audit import v1
-from onnx_auditors.units import connectivity, directions, lists, receptive, statistics, thinning
+from onnx_auditors.units import (
+    calibration,
+    connectivity,
+    directions,
+    lists,
+    receptive,
+    statistics,
+    thinning,
+)
 from onnx_auditors.units.concepts import Concepts, best_auroc, best_iou
 from onnx_auditors.units.top import Top, joined, pack, unpack
 
@@ -224,6 +232,22 @@ def test_near_duplicates_are_thinned() -> None:
     probes = np.concatenate([base, base[:3], close])
     found = thinning.near_duplicates(lambda rows: probes[rows], np.arange(len(probes)), 0)
     assert list(np.flatnonzero(found)) == list(range(50, 58))
+
+
+def test_divisors_know_chance_from_scale() -> None:
+    """Gaussian units of one scale are divided alike, units of any scale by their deviations."""
+    rng = np.random.default_rng(10)
+    components = rng.standard_normal((1500, 60)) * np.geomspace(1, 0.03, 60)
+    units = components @ rng.standard_normal((60, 120))
+    scale = 10 ** rng.uniform(-3, 3, 120)
+    for values, alike in ((units, True), (units * scale, False)):
+        mean, std = values.mean(0), values.std(0)
+        divisor = calibration.tempered(torch.tensor(values).float()[:, None], mean, std)
+        assert np.log(std).std() > 0.1
+        if alike:
+            assert np.log(divisor).std() < 0.3 * np.log(std).std()
+        else:
+            assert np.log(divisor / std).std() < 0.01
 
 
 def test_a_verdict_needs_both_size_and_certainty() -> None:
