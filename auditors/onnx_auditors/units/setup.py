@@ -18,7 +18,7 @@ from onnx_auditors.units.calibration import Scale
 from onnx_auditors.units.directions import Directions, Family
 from onnx_auditors.units.embedding import Reference
 from onnx_auditors.units.lists import width_for
-from onnx_auditors.units.source import Order, Source, order_of
+from onnx_auditors.units.source import Order, Single, Source, order_of
 from onnx_auditors.units.values import Value
 
 LEAST_TOP = 9
@@ -125,7 +125,7 @@ class Setup:
         and never on how it is shared out. Their values fit into 256 MiB.
         """
         entries = sum(len(job.value.positions) * job.value.dimension for job in self.jobs)
-        wanted = min(_BLOCK_BYTES // (8 * entries), len(self.order.probes) // _SHARDS)
+        wanted = min(_BLOCK_BYTES // (4 * entries), len(self.order.probes) // _SHARDS)
         power = 1 << (max(1, wanted).bit_length() - 1)
         return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power))
 
@@ -133,6 +133,16 @@ class Setup:
     def reference(self) -> Reference:
         """The reference embedding."""
         return Reference.fit(self.source, self.order.probes, self.step)
+
+    @cached_property
+    def seen(self) -> Single:
+        """The reference embedding of the largest sample, by rank, float32 [m, e]."""
+        size = max(calibration.sample_size(job.value, len(self.order.probes)) for job in self.jobs)
+        parts = [
+            self.reference(self.order.probes[i : min(i + self.step, size)])
+            for i in range(0, size, self.step)
+        ]
+        return np.concatenate(parts)
 
     @property
     def blocks(self) -> int:

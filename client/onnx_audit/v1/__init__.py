@@ -240,6 +240,8 @@ _MODULES = {
     "UNIT_SCORE_KIND_CONCEPT": "units_pb2",
     "UNIT_SCORE_KIND_IOU": "units_pb2",
     "UNIT_SCORE_KIND_LABEL": "units_pb2",
+    "UNIT_SCORE_KIND_SELECTIVITY": "units_pb2",
+    "UNIT_SCORE_KIND_TWO_AFC": "units_pb2",
     "UNIT_SCORE_KIND_UNSPECIFIED": "units_pb2",
     "UNIT_VERDICT_LESS": "units_pb2",
     "UNIT_VERDICT_MORE": "units_pb2",

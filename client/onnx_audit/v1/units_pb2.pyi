@@ -81,6 +81,14 @@ class _UnitScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitSco
     """The places with the largest values cover the pixels of a given concept: best intersection over
     union.
     """
+    UNIT_SCORE_KIND_SELECTIVITY: _UnitScoreKind.ValueType  # 5
+    """Secondary: how far the mean activity for one label lies above that for the others (class
+    selectivity, Morcos et al. 2018), 0 where all labels are alike and 1 where one alone is seen.
+    """
+    UNIT_SCORE_KIND_TWO_AFC: _UnitScoreKind.ValueType  # 6
+    """Secondary: how often an input with a high value is told from one with a low value by its
+    likeness to other such inputs in the reference embedding (2-AFC, Zimmermann et al. 2023): 2 P - 1.
+    """
 
 class UnitScoreKind(_UnitScoreKind, metaclass=_UnitScoreKindEnumTypeWrapper):
     """What makes the top inputs of a direction alike."""
@@ -98,6 +106,14 @@ UNIT_SCORE_KIND_COHERENCE: UnitScoreKind.ValueType  # 3
 UNIT_SCORE_KIND_IOU: UnitScoreKind.ValueType  # 4
 """The places with the largest values cover the pixels of a given concept: best intersection over
 union.
+"""
+UNIT_SCORE_KIND_SELECTIVITY: UnitScoreKind.ValueType  # 5
+"""Secondary: how far the mean activity for one label lies above that for the others (class
+selectivity, Morcos et al. 2018), 0 where all labels are alike and 1 where one alone is seen.
+"""
+UNIT_SCORE_KIND_TWO_AFC: UnitScoreKind.ValueType  # 6
+"""Secondary: how often an input with a high value is told from one with a low value by its
+likeness to other such inputs in the reference embedding (2-AFC, Zimmermann et al. 2023): 2 P - 1.
 """
 Global___UnitScoreKind: _TypeAlias = UnitScoreKind  # noqa: Y015
 
@@ -736,6 +752,7 @@ class UnitsLayer(_message.Message):
     BASES_FIELD_NUMBER: _builtins.int
     READING_FIELD_NUMBER: _builtins.int
     GALLERIES_FIELD_NUMBER: _builtins.int
+    SECONDARY_FIELD_NUMBER: _builtins.int
     value: _builtins.str
     """Its name in the graph."""
     dimension: _builtins.int
@@ -780,6 +797,12 @@ class UnitsLayer(_message.Message):
     def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitGallery]:
         """Pictures."""
 
+    @_builtins.property
+    def secondary(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitScore]:
+        """Scores that others use, for comparison: SELECTIVITY (with labels) and TWO_AFC. They take no part
+        in Holm's correction and have neither p_holm nor a verdict.
+        """
+
     def __init__(
         self,
         *,
@@ -799,10 +822,11 @@ class UnitsLayer(_message.Message):
         bases: _abc.Iterable[Global___UnitBasisScores] | None = ...,
         reading: Global___Connectivity | None = ...,
         galleries: _abc.Iterable[Global___UnitGallery] | None = ...,
+        secondary: _abc.Iterable[Global___UnitScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "reading", b"reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "galleries", b"galleries", "live", b"live", "measured_value", b"measured_value", "near_dead", b"near_dead", "plateau", b"plateau", "positions", b"positions", "reading", b"reading", "rotation_rows", b"rotation_rows", "scores", b"scores", "summary", b"summary", "units", b"units", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "galleries", b"galleries", "live", b"live", "measured_value", b"measured_value", "near_dead", b"near_dead", "plateau", b"plateau", "positions", b"positions", "reading", b"reading", "rotation_rows", b"rotation_rows", "scores", b"scores", "secondary", b"secondary", "summary", b"summary", "units", b"units", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
