@@ -267,6 +267,8 @@ from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_COHERENCE as UNIT_SCORE_KIND
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_CONCEPT as UNIT_SCORE_KIND_CONCEPT
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_IOU as UNIT_SCORE_KIND_IOU
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_LABEL as UNIT_SCORE_KIND_LABEL
+from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_SELECTIVITY as UNIT_SCORE_KIND_SELECTIVITY
+from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_TWO_AFC as UNIT_SCORE_KIND_TWO_AFC
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_UNSPECIFIED as UNIT_SCORE_KIND_UNSPECIFIED
 from onnx_audit.v1.units_pb2 import UNIT_VERDICT_LESS as UNIT_VERDICT_LESS
 from onnx_audit.v1.units_pb2 import UNIT_VERDICT_MORE as UNIT_VERDICT_MORE
@@ -279,6 +281,7 @@ from onnx_audit.v1.units_pb2 import UnitEmbedding as UnitEmbedding
 from onnx_audit.v1.units_pb2 import UnitGallery as UnitGallery
 from onnx_audit.v1.units_pb2 import UnitGalleryKind as UnitGalleryKind
 from onnx_audit.v1.units_pb2 import UnitHistogram as UnitHistogram
+from onnx_audit.v1.units_pb2 import UnitReference as UnitReference
 from onnx_audit.v1.units_pb2 import UnitRow as UnitRow
 from onnx_audit.v1.units_pb2 import UnitScore as UnitScore
 from onnx_audit.v1.units_pb2 import UnitScoreKind as UnitScoreKind
