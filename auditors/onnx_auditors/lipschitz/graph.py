@@ -17,6 +17,7 @@ from torch import Tensor
 from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine, affine, of_step
 from onnx_auditors.lipschitz.elementwise import activation
+from onnx_auditors.lipschitz.gates import Folded, folded
 from onnx_auditors.lipschitz.joint import NORMS, MaxPool, Opaque, joint
 from onnx_auditors.network import Network, load
 from onnx_auditors.network.layers import Layer
@@ -292,8 +293,13 @@ def graph_of(
     builder.start(tuple(probe_shape or sample[1:]), sample, to_input)
     if batch != 1:
         builder.problems.append(f"the model's batch is fixed to {batch}; bounds need a batch of 1")
-    for step in needed(plan, [network.input.name], [network.logits]):
-        builder.add(step)
+    steps = needed(plan, [network.input.name], [network.logits])
+    gates, idle = folded(plan, steps, network.logits)
+    for i, step in enumerate(steps):
+        if step.outputs[0] in gates and i not in idle:
+            builder.add_gate(step, gates[step.outputs[0]])
+        elif i not in idle:
+            builder.add(step)
     builder.finish(network)
     return builder.graph(network)
 
@@ -365,6 +371,12 @@ class _Builder:
                 label = f"{name} ({step.node.op_type})"
                 self.problems.append(f"{label}: {rule.reason}")
             self.put(name, step.node.op_type, parents, shape, rule, step.node.name)
+
+    def add_gate(self, step: Step, gate: Folded) -> None:
+        """Puts a product that is a function of one entry of another value."""
+        name = step.outputs[0]
+        parents = [self._places[gate.root]]
+        self.put(name, gate.rule.name, parents, self.plan.shape(name), gate.rule, step.node.name)
 
     def _rule(self, step: Step, output: int) -> Affine | Activation | MaxPool | Opaque:
         bent = activation(step, self.plan)
