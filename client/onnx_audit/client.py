@@ -162,7 +162,8 @@ class Client:
             model: A model, its name, or a file to upload first.
             probes: A probe set, its name, or anything that `upload_probes` takes.
             auditors: Names of auditors, each with its defaults, or their configurations. A peer of
-                `transfer` may name a file, which is uploaded first.
+                `transfer` may name a file, which is uploaded first; so may the fields of `units`
+                that take arrays or a model.
             input_spec: How probes map to the model's input; what is unset the service works out
                 where that is safe and reports in `input_spec` and `input_spec_notes`.
             seed: Seed of every random draw; not negative.

@@ -18,7 +18,7 @@ AUDITORS: Final = tuple(field.name for field in v1.AuditorConfigs.DESCRIPTOR.fie
 FINAL_STATES: Final = frozenset(
     (v1.AUDIT_STATE_SUCCEEDED, v1.AUDIT_STATE_FAILED, v1.AUDIT_STATE_CANCELLED)
 )
-_CONTENT_NAME: Final = re.compile(r"(models|probes)/[0-9a-f]{64}")
+_CONTENT_NAME: Final = re.compile(r"(models|probes|blobs)/[0-9a-f]{64}")
 
 
 def is_content_name(text: object, collection: str) -> bool:

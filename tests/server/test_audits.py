@@ -6,11 +6,13 @@ import math
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import grpc
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from google.protobuf import json_format
 from safetensors.numpy import load_file
 from tests import models
@@ -18,6 +20,8 @@ from tests.server import made_reports
 from tests.service import ServiceProcess
 
 from onnx_audit import AuditFailed, Client, v1
+from onnx_audit.cli.app import cli
+from onnx_audit.cli.output import write_report
 from onnx_audit.errors import FailedPrecondition, InvalidRequest
 from onnx_audit.v1 import audit_pb2_grpc
 from onnx_audit_server.reports.compare.figures import figures
@@ -194,19 +198,65 @@ def test_the_same_job_again_runs_no_shard(
     assert not source.execution.auditor_seconds[0].reused_from
 
 
-def test_reports_are_rendered_as_json(
-    channel: grpc.Channel, client: Client, finished: v1.Audit
+@pytest.mark.parametrize(
+    ("form", "media_type", "begin"),
+    [
+        (v1.REPORT_FORMAT_JSON, "application/json", b'{"digest":'),
+        (v1.REPORT_FORMAT_HTML, "text/html; charset=utf-8", b"<!doctype html>"),
+        (v1.REPORT_FORMAT_MARKDOWN, "text/markdown; charset=utf-8", b"## "),
+        (v1.REPORT_FORMAT_SARIF, "application/sarif+json", b'{\n  "$schema"'),
+        (v1.REPORT_FORMAT_JUNIT, "application/xml", b"<?xml version"),
+    ],
+)
+def test_reports_are_rendered(
+    client: Client,
+    finished: v1.Audit,
+    form: v1.ReportFormat.ValueType,
+    media_type: str,
+    begin: bytes,
 ) -> None:
-    """The JSON form parses back into the report; other forms are UNIMPLEMENTED by name."""
+    """Every form is made by name and of a report that the caller holds, with a policy's result."""
+    document = client.render(finished, form)
+    assert (document.media_type, document.content[: len(begin)]) == (media_type, begin)
+    report = client.report(finished)
+    assert client.render(report, form) == document
+    judged = client.render(report, form, policy="baseline", baseline=finished).content
+    assert (b"better-than-chance" in judged) == (form != v1.REPORT_FORMAT_JSON)
+    if form == v1.REPORT_FORMAT_JSON:
+        assert json_format.Parse(document.content, v1.Report()) == report
+
+
+def test_forms_that_do_not_exist_are_refused(channel: grpc.Channel, finished: v1.Audit) -> None:
     service = audit_pb2_grpc.AuditServiceStub(channel)
     name = f"{finished.name}/report"
-    request = v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_JSON)
-    document = service.RenderReport(request)
-    assert document.media_type == "application/json"
-    assert json_format.Parse(document.content, v1.Report()) == client.report(finished)
-    with pytest.raises(grpc.RpcError) as caught:
-        service.RenderReport(v1.RenderReportRequest(name=name, format=v1.REPORT_FORMAT_SARIF))
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    for number, code in ((0, "INVALID_ARGUMENT"), (99, "UNIMPLEMENTED")):
+        form = cast("v1.ReportFormat.ValueType", number)
+        with pytest.raises(grpc.RpcError) as caught:
+            service.RenderReport(v1.RenderReportRequest(name=name, format=form))
+        assert caught.value.code() == grpc.StatusCode[code]
+
+
+def test_a_folder_is_rendered_with_its_files(
+    service: ServiceProcess, client: Client, finished: v1.Audit, tmp_path: Path
+) -> None:
+    """The command lends the service what it lacks of a report: here the examples."""
+    report = client.report(finished)
+    write_report(client, report, tmp_path)
+    blob = report.distortion.norms[0].artefact.sha256
+    (service.data / "blobs" / blob[:2] / blob).unlink()
+    assert b"which is not at hand" in client.render(report, v1.REPORT_FORMAT_HTML).content
+    page = tmp_path / "new" / "page.html"
+    result = CliRunner().invoke(
+        cli,
+        [
+            *("report", "render", str(tmp_path), "--to", "html", "-o", str(page)),
+            *("--server", service.target, "--policy", "baseline"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    text = page.read_text(encoding="utf-8")
+    assert "largest changes" in text
+    assert "better-than-chance" in text
 
 
 def test_lists_run_from_new_to_old_in_pages(

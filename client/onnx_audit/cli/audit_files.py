@@ -161,6 +161,10 @@ def upload_peers(client: Client, model: Path, configs: v1.AuditorConfigs, view: 
 
     Files of the same content are one model to the service; the report calls them by their names.
     """
+    reference = configs.units.embedding.model
+    if reference and not is_content_name(reference, "models"):
+        uploaded = client.upload_model(reference, progress=view.upload)
+        configs.units.embedding.model = uploaded.name
     if not configs.HasField("transfer"):
         return
     configs.transfer.display_name = configs.transfer.display_name or model.stem

@@ -22,6 +22,7 @@ from onnx_audit_server.jobs.process import RunnerDiedError, RunnerError, RunnerP
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
+from onnx_auditors import unit_arrays
 
 MESSAGE = "application/x-protobuf"
 
@@ -193,6 +194,7 @@ class TaskExecutor:
                 "model": str(paths),
                 "probes": str(runner.scratch / "probes"),
                 "peers": self._peers(audit, runner.scratch / "peers"),
+                "arrays": self._arrays(audit, runner.scratch / "arrays"),
                 "device": self._settings.device,
                 "threads": self._settings.threads,
             },
@@ -201,13 +203,24 @@ class TaskExecutor:
 
     def _peers(self, audit: v1.Audit, folder: Path) -> dict[str, str]:
         """Lays the models to compare with into folders of their own; returns their paths."""
+        named = [peer.model for peer in audit.auditors.transfer.peers]
+        if reference := audit.auditors.units.embedding.model:
+            named.append(reference)
         paths = {}
-        for peer in audit.auditors.transfer.peers:
-            digest = peer.model.partition("/")[2]
+        for name in dict.fromkeys(named):
+            digest = name.partition("/")[2]
             model = self._records.get_model(digest)
             assert model is not None  # noqa: S101 - CreateAudit has seen it
-            if peer.model not in paths:
-                paths[peer.model] = str(copy_model(self._blobs, model, folder / digest))
+            paths[name] = str(copy_model(self._blobs, model, folder / digest))
+        return paths
+
+    def _arrays(self, audit: v1.Audit, folder: Path) -> dict[str, str]:
+        """Copies the arrays that the configuration names; returns their paths."""
+        paths = {}
+        for name in set(unit_arrays.named(audit.auditors.units).values()):
+            digest = name.partition("/")[2]
+            self._blobs.copy_to(digest, folder / digest)
+            paths[name] = str(folder / digest)
         return paths
 
     def _command(self, runner: RunnerProcess, task: Task) -> str:

@@ -45,13 +45,15 @@ _VERDICTS: Final = {
 
 def render(document: Document) -> bytes:
     """Verdict, gates and key figures, then each section in short; UTF-8, below 1 MiB."""
-    parts = ["\n".join(part) + "\n" for part in _parts(document)]
-    text = ""
-    for part in parts:
+    text, left_out = "", False
+    for lines in _parts(document):
+        part = "\n".join(lines) + "\n\n"
         if len((text + part).encode()) > MOST_BYTES:
-            text += "\nMore is in the report; it is too long for a summary.\n"
-            break
-        text += part + "\n"
+            left_out = True
+            continue
+        text += part
+    if left_out:
+        text += "Parts that are too long for a summary are left out here; the report has them.\n"
     return text.encode()
 
 
