@@ -1,8 +1,7 @@
 """Transfer between MNIST networks beside the paper's tables (Szegedy et al. 2013, tables 2 and 4).
 
 The networks are trained here on 10,000 images (`trained.py`) and on two halves of 5,000, the
-paper's on 60,000 and two halves of 30,000. Probes are test images. `--scale` times audits of more
-and more models.
+paper's on 60,000 and two halves of 30,000. Probes are test images.
 """
 
 from __future__ import annotations
@@ -49,22 +48,31 @@ def half(name: str) -> Path:
     path = trained.CACHE / f"{name}.onnx"
     if not path.exists():
         form, _, part = name.partition("_")
-        recipe = trained.RECIPES["fc100-100-10"]
+        recipe = trained.RECIPES.get(form, trained.RECIPES["fc100-100-10"])
         images = trained.mnist("train_10000")
         rows = slice(0, 5000) if part == "first" else slice(5000, 10000)
         torch.manual_seed(1 if part == "second" else 0)
-        widths = [int(width) for width in form.removeprefix("fc").split("-")]
-        network = trained.perceptron(*widths)
+        if form in trained.RECIPES:
+            network = recipe.make()
+        else:
+            network = trained.perceptron(*(int(w) for w in form.removeprefix("fc").split("-")))
         trained.train(network, recipe, Images(images.x[rows], images.y[rows]))
         trained.export(network.eval(), path)
     return path
 
 
 def measure(
-    paths: Sequence[Path], names: Sequence[str], probes: int, **settings: object
+    paths: Sequence[Path],
+    names: Sequence[str],
+    probes: int,
+    images: Images | None = None,
+    **settings: object,
 ) -> tuple[v1.TransferSection, float, float]:
-    """Audits the first model beside the others; returns the section, seconds and CPU seconds."""
-    images = trained.mnist("test_1000")
+    """Audits the first model beside the others; returns the section, seconds and CPU seconds.
+
+    Probes are drawn from the test images where no others are given.
+    """
+    images = images or trained.mnist("test_1000")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file(
@@ -152,34 +160,15 @@ def report(title: str, names: Sequence[str], section: v1.TransferSection, paper:
     print(f"{above} of {len(off)} cells above noise at 5 % (Holm)")
 
 
-def scale(counts: Sequence[int], probes: int, budget: int) -> None:
-    """Times audits of so many models each, with all that runs by default."""
-    known = [*TABLE_2, "cnn", *TABLE_4]
-    paths = [half(name) if name in TABLE_4 else trained.ensure(name) for name in known]
-    for count in counts:
-        chosen = [paths[i % len(paths)] for i in range(count)]
-        names = [f"{known[i % len(paths)]}-{i}" for i in range(count)]
-        _, seconds, used = measure(chosen, names, probes, budget=budget)
-        print(
-            f"{count} models x {probes} probes: {seconds:.0f} s, {used:.0f} s of CPU time, "
-            f"{used / count:.1f} per model",
-            flush=True,
-        )
-
-
 def main() -> None:
-    """Prints the tables, or times audits of more and more models."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--probes", type=int, default=300)
     parser.add_argument("--budget", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scale", default="", help="numbers of models, such as 2,5,10")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.disable(logging.WARNING)
-    if options.scale:
-        scale([int(text) for text in options.scale.split(",")], options.probes, options.budget)
-        return
     attacks = [v1.TRANSFER_ATTACK_MINIMAL, v1.TRANSFER_ATTACK_MOMENTUM]
     settings = {"budget": options.budget, "attacks": attacks}
     paths = [trained.ensure(name) for name in TABLE_2]

@@ -17,7 +17,7 @@ from onnx_auditors.context import Context, Searched
 from onnx_auditors.network import require
 from onnx_auditors.network.outputs import Column
 from onnx_auditors.network.saturation import can_saturate
-from onnx_auditors.provenance import provenance
+from onnx_auditors.provenance import code_digest, provenance
 from onnx_auditors.registry import AUDITORS, NAMES
 
 
@@ -34,6 +34,7 @@ def plan(configs: v1.AuditorConfigs, context: Context) -> v1.AuditPlan:
         parity=parity,
         warnings=plan_warnings(context),
         linear_head=context.head,
+        code_sha256=code_digest(),
     )
     for kind, name in NAMES.items():
         if configs.HasField(name):  # type: ignore[arg-type] # NAMES holds the field's names

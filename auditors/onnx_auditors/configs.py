@@ -158,6 +158,31 @@ def _check_units(config: v1.UnitsConfig) -> None:
         if not name or list(config.values).count(name) > 1:
             what = f"value '{name}' is named twice" if name else "the name of a value is empty"
             raise InvalidConfig(what, field="values")
+    if config.HasField("embedding"):
+        _check_embedding(config.embedding)
+
+
+def _check_embedding(given: v1.UnitReference) -> None:
+    if bool(given.model) == bool(given.features):
+        raise InvalidConfig(
+            "expected either a model or features of the probes, found "
+            + ("both" if given.model else "neither"),
+            field="embedding",
+        )
+    others = [field.name for field, _ in given.ListFields() if field.name != "features"]
+    if given.features and others:
+        raise InvalidConfig(
+            f"is a setting of a model, and features are given; leave out {', '.join(others)}",
+            field=f"embedding.{others[0]}",
+        )
+    height, width = given.input_height, given.input_width
+    if bool(height) != bool(width) or not 0 <= min(height, width) <= max(height, width) <= (
+        transfer.LARGEST_SIDE
+    ):
+        raise InvalidConfig(
+            f"{height} x {width}; expected both sides, 1 to {transfer.LARGEST_SIDE:,}, or neither",
+            field="embedding.input_height",
+        )
 
 
 def _check_list(

@@ -56,6 +56,7 @@ class Context:
         device: Where the network computes.
         head: The linear head, where one was asked for; network and session have it.
         peers: Files of the other models that the configuration names, by `models/{sha256}`.
+        arrays: Files of the arrays that it names, by `blobs/{sha256}`.
         searched: What `distortion` has found on the same model, where the same audit has it.
         kept: What an auditor keeps for its later shards in this process; no figure depends on it.
     """
@@ -71,6 +72,7 @@ class Context:
     device: torch.device
     head: v1.LinearHead | None = None
     peers: Mapping[str, Path] = field(default_factory=dict)
+    arrays: Mapping[str, Path] = field(default_factory=dict)
     searched: Searched | None = None
     kept: dict[str, Any] = field(default_factory=dict)
 
@@ -133,6 +135,7 @@ def open_context(
     head: v1.LinearHeadConfig | None = None,
     classes: bool = True,
     peers: Mapping[str, str | Path] | None = None,
+    arrays: Mapping[str, str | Path] | None = None,
 ) -> Context:
     """Opens a model and a probe set for audits.
 
@@ -150,6 +153,7 @@ def open_context(
         head: The linear head to fit on the labelled probes; None for a model that has classes.
         classes: Whether the model has to have classes.
         peers: Files of the other models that the configuration names, by `models/{sha256}`.
+        arrays: Files of the arrays that it names, by `blobs/{sha256}`.
 
     Raises:
         AuditError: The model or the probes cannot be used, or not together.
@@ -185,6 +189,7 @@ def open_context(
         device=torch.device(device),
         head=record,
         peers={name: Path(path) for name, path in (peers or {}).items()},
+        arrays={name: Path(path) for name, path in (arrays or {}).items()},
     )
     if classes:
         check_scores(network)

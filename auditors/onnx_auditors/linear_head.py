@@ -37,6 +37,7 @@ def attach(
     *,
     device: str,
     threads: int,
+    classes: int | None = None,
 ) -> tuple[Network, Session, v1.LinearHead]:
     """Fits a head on ONNX Runtime's values at the labelled probes.
 
@@ -50,6 +51,7 @@ def attach(
         seed: The audit's seed.
         device: Where ONNX Runtime runs.
         threads: Threads on the CPU.
+        classes: Number of classes; the largest label and 1 if None.
 
     Returns:
         The network with the head, ONNX Runtime on the file as uploaded with its value read through
@@ -83,11 +85,11 @@ def attach(
          for i in range(0, len(rows), _BLOCK)]
     )  # fmt: skip
     labels = np.asarray(probes.labels[rows]).astype(np.int64)
-    classes = int(probes.labels.max()) + 1
+    count = classes or int(probes.labels.max()) + 1
 
     def fit(chosen: npt.NDArray[np.bool_]) -> Head:
         return fit_head(
-            value, features[chosen], labels[chosen], classes, method=method, l2=l2, seed=seed
+            value, features[chosen], labels[chosen], count, method=method, l2=l2, seed=seed
         )
 
     head = fit(np.ones(len(rows), bool))

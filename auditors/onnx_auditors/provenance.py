@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -22,6 +24,8 @@ def provenance(context: Context) -> v1.Provenance:
         "numpy": version("numpy"),
         "onnx": onnx.__version__,
         "onnxruntime": onnxruntime.__version__,
+        "pillow": version("pillow"),
+        "scipy": version("scipy"),
         "torch": torch.__version__,
     }
     return v1.Provenance(
@@ -37,6 +41,19 @@ def provenance(context: Context) -> v1.Provenance:
         providers=context.session.providers,
         threads=torch.get_num_threads(),
     )
+
+
+def code_digest() -> str:
+    """SHA-256 over the source files of this package, by path.
+
+    A version may stand for many states of the code; this stands for one.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{content}  {path.relative_to(root).as_posix()}\n".encode())
+    return digest.hexdigest()
 
 
 def _own_version() -> str:

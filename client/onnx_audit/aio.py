@@ -133,6 +133,7 @@ class AsyncClient:
         linear_head: v1.LinearHeadConfig | None = None,
         policy: PolicyLike | None = None,
         baseline: ReportLike | None = None,
+        fresh: bool = False,
     ) -> v1.Audit:
         """Starts an audit and returns at once; see `Client.audit`."""
         arguments = AuditArguments(
@@ -145,6 +146,7 @@ class AsyncClient:
             linear_head,
             policy,
             baseline,
+            fresh,
         )
         return await self._run(self._session.audit(model, probes, arguments))
 

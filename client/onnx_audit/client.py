@@ -154,6 +154,7 @@ class Client:
         linear_head: v1.LinearHeadConfig | None = None,
         policy: PolicyLike | None = None,
         baseline: ReportLike | None = None,
+        fresh: bool = False,
     ) -> v1.Audit:
         """Starts an audit and returns at once; `wait` or `watch` follow it.
 
@@ -161,7 +162,8 @@ class Client:
             model: A model, its name, or a file to upload first.
             probes: A probe set, its name, or anything that `upload_probes` takes.
             auditors: Names of auditors, each with its defaults, or their configurations. A peer of
-                `transfer` may name a file, which is uploaded first.
+                `transfer` may name a file, which is uploaded first; so may the fields of `units`
+                that take arrays or a model.
             input_spec: How probes map to the model's input; what is unset the service works out
                 where that is safe and reports in `input_spec` and `input_spec_notes`.
             seed: Seed of every random draw; not negative.
@@ -174,6 +176,7 @@ class Client:
             policy: Rules that the report is held against when the audit ends: a policy, a YAML
                 file, or the name of a ready-made one. The audit then has a verdict.
             baseline: The report that the policy compares with: a report, or the audit that made it.
+            fresh: Compute every section anew, even where an earlier audit has computed the same.
 
         Raises:
             ConfigError: An argument cannot be right; for a policy, with line and column.
@@ -189,6 +192,7 @@ class Client:
             linear_head,
             policy,
             baseline,
+            fresh,
         )
         return self._run(self._session.audit(model, probes, arguments))
 

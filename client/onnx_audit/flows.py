@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from onnx_audit import rpc, v1
+from onnx_audit.arrays import load_unit_array, save_arrays
 from onnx_audit.errors import DeadlineExceeded, ModelFileError, ServiceError
 from onnx_audit.files import LocalBlob, Progress, local_blob, write_requests
 from onnx_audit.onnx_files import external_locations
@@ -174,6 +175,19 @@ def upload_model(
         tags=tags or {},
     )
     return (yield from call(rpc.CREATE_MODEL, v1.CreateModelRequest(model=model), policy))
+
+
+def upload_unit_array(
+    field: str, path: Path, policy: RetryPolicy, *, progress: Progress | None
+) -> Flow[str]:
+    """Uploads an array that a field of `units` takes; returns its name, `blobs/{sha256}`."""
+    arrays = yield from work(lambda: load_unit_array(field, path))
+    with tempfile.TemporaryDirectory(prefix="onnx-audit-") as folder:
+        file = Path(folder) / "arrays.safetensors"
+        yield from work(lambda: save_arrays(arrays, file))
+        blob = yield from work(lambda: local_blob(file, path.name))
+        yield from upload_blobs([blob], policy, progress)
+    return f"blobs/{blob.sha256}"
 
 
 def upload_probes(

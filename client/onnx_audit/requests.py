@@ -18,7 +18,7 @@ AUDITORS: Final = tuple(field.name for field in v1.AuditorConfigs.DESCRIPTOR.fie
 FINAL_STATES: Final = frozenset(
     (v1.AUDIT_STATE_SUCCEEDED, v1.AUDIT_STATE_FAILED, v1.AUDIT_STATE_CANCELLED)
 )
-_CONTENT_NAME: Final = re.compile(r"(models|probes)/[0-9a-f]{64}")
+_CONTENT_NAME: Final = re.compile(r"(models|probes|blobs)/[0-9a-f]{64}")
 
 
 def is_content_name(text: object, collection: str) -> bool:
@@ -70,6 +70,7 @@ def create_audit_request(
     request_id: str | None,
     linear_head: v1.LinearHeadConfig | None = None,
     policy: v1.Policy | None = None,
+    fresh: bool = False,
 ) -> v1.CreateAuditRequest:
     """The request of an audit; made once per call, so that its retries are the same request.
 
@@ -87,6 +88,7 @@ def create_audit_request(
         seed=seed,
         linear_head=linear_head,
         policy=policy,
+        fresh=fresh,
     )
     if timeout is not None:
         if timeout <= 0:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from google.protobuf.message import Message
 
 from onnx_audit import flows, report_calls, rpc, v1
+from onnx_audit.arrays import put_unit_array, unit_arrays
 from onnx_audit.configs import merged
 from onnx_audit.errors import ConfigError
 from onnx_audit.files import Progress
@@ -42,6 +43,7 @@ class AuditArguments:
     linear_head: v1.LinearHeadConfig | None = None
     policy: PolicyLike | None = None
     baseline: ReportLike | None = None
+    fresh: bool = False
 
 
 class Session:
@@ -111,6 +113,7 @@ class Session:
             request_id=arguments.request_id,
             linear_head=arguments.linear_head,
             policy=None if policy is None else policy.policy,
+            fresh=arguments.fresh,
         )
         if arguments.baseline is not None:
             request.audit.baseline = yield from self._report_name(arguments.baseline)
@@ -118,6 +121,8 @@ class Session:
         request.audit.probe_set = yield from self._probe_set_name(probes)
         for peer in request.audit.auditors.transfer.peers:
             peer.model = yield from self._model_name(peer.model)
+        if request.audit.auditors.HasField("units"):
+            yield from self._unit_files(request.audit.auditors.units)
         layout = self._layouts.get(request.audit.probe_set)
         if layout is not None:  # what the caller says stands in for what the source says
             request.audit.input_spec.CopyFrom(merged(layout, request.audit.input_spec))
@@ -129,6 +134,17 @@ class Session:
         if not isinstance(report, v1.Report):
             return report_name(report)
         return (yield from flows.upload_report(report, self.policy))
+
+    def _unit_files(self, config: v1.UnitsConfig) -> Flow[None]:
+        """Uploads the files that a configuration of `units` names, and puts their names there."""
+        for field, named in unit_arrays(config).items():
+            if not is_content_name(named, "blobs"):
+                name = yield from flows.upload_unit_array(
+                    field, Path(named), self.policy, progress=None
+                )
+                put_unit_array(config, field, name)
+        if config.embedding.model:
+            config.embedding.model = yield from self._model_name(config.embedding.model)
 
     def _model_name(self, model: ModelLike) -> Flow[str]:
         if isinstance(model, v1.Model):

@@ -40,7 +40,8 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--http",
-            help="Address of /metrics and /healthz, or none.  [default: 127.0.0.1:9464]",
+            help="Address of the console, /metrics and /healthz, or none.  "
+            "[default: 127.0.0.1:9464]",
         ),
         click.option("--worker-name", help="Stable name of the worker.  [default: local]"),
         click.option("--slots", type=int, help="Shards that run at once.  [default: 1]"),

@@ -39,6 +39,12 @@ SHARD_SECONDS = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
     registry=REGISTRY,
 )
+SECTIONS_REUSED = Counter(
+    "onnx_audit_sections_reused",
+    "Sections that an audit took over from an earlier one.",
+    ["auditor"],
+    registry=REGISTRY,
+)
 
 
 def state_label(state: v1.AuditState.ValueType) -> str:
@@ -77,6 +83,7 @@ def export_zeros(methods: Iterable[str]) -> None:
             AUDITS_ENDED.labels(state_label(state), verdict_label(verdict))
     for auditor in AUDITORS:
         SHARD_SECONDS.labels(auditor_label(auditor))
+        SECTIONS_REUSED.labels(auditor_label(auditor))
 
 
 class RecordsCollector(Collector):

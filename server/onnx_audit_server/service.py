@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import grpc
+import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -37,15 +38,19 @@ from onnx_audit_server.api.interceptor import Interceptor
 from onnx_audit_server.api.models import ModelServicer
 from onnx_audit_server.api.probe_sets import ProbeSetServicer
 from onnx_audit_server.http import HttpServer
+from onnx_audit_server.http.console import Console
 from onnx_audit_server.jobs import queue
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.jobs.pool import RunnerPool
+from onnx_audit_server.jobs.reuse import StoredSections
+from onnx_audit_server.jobs.steps import AuditSteps
 from onnx_audit_server.jobs.tasks import TaskExecutor
 from onnx_audit_server.jobs.workflow import Worker
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.records import Records
+from onnx_audit_server.store.sections import SectionRecords
 
 SERVICES = {
     service.full_name: [f"/{service.full_name}/{method.name}" for method in service.methods]
@@ -86,13 +91,13 @@ class Service:
         self._blobs = BlobStore(settings.data, settings.blob_url)
         self._queue = queue.JobQueue(engine)
         name = settings.worker_name if worker else f"api-{os.getpid()}"
-        self._pool = RunnerPool(settings, name)
+        self._pool = RunnerPool(settings, name, keep=settings.slots if worker else 0)
         self._draining = False
         self._tail = EventTail(self._records)
-        self._worker = self._make_worker() if worker else None
+        self._worker = self._make_worker(engine) if worker else None
         self._health = HealthServicer()
         self._server = self._make_server() if api else None
-        self._http = HttpServer(settings.http, self._records) if settings.http != "none" else None
+        self._http = self._make_http(api=api) if settings.http != "none" else None
 
     async def run(
         self, ready: Callable[[dict[str, str | None]], None], *, stop_on_eof: bool
@@ -129,9 +134,15 @@ class Service:
         await stop.wait()
         await self._drain()
 
-    def _make_worker(self) -> Worker:
+    def _make_worker(self, engine: sa.Engine) -> Worker:
         executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
-        return Worker(self._settings, self._records, self._blobs, self._queue, executor)
+        sections = StoredSections(SectionRecords(engine), self._blobs)
+        steps = AuditSteps(self._records, self._blobs, sections)
+        return Worker(self._settings, self._queue, executor, steps)
+
+    def _make_http(self, *, api: bool) -> HttpServer:
+        console = Console(self._records, self._blobs, self._tail) if api else None
+        return HttpServer(self._settings.http, self._records, console)
 
     def _make_server(self) -> grpc.aio.Server:
         settings = self._settings

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     listen: str = "127.0.0.1:50051"
     """Address of the gRPC server; port 0 takes a free one."""
     http: str = "127.0.0.1:9464"
-    """Address of the HTTP server (/metrics, /healthz); "none" for no server."""
+    """Address of the HTTP server (console, /metrics, /healthz); "none" for no server."""
     database_url: str = ""
     """SQLAlchemy URL of records and queue; empty means SQLite in the data folder."""
     blob_url: str = ""

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import safetensors.numpy
 from click.testing import CliRunner, Result
 from google.protobuf import json_format
 from rich.console import Console
@@ -34,6 +35,8 @@ from onnx_audit.cli.output import as_dict
 
 COMMANDS = [
     [],
+    ["attest"],
+    ["verify"],
     ["run"],
     ["demo"],
     ["audits"],
@@ -235,6 +238,50 @@ def test_options_of_units(ready: FakeService, address: str, files: tuple[Path, P
     result = run_audit(address, files, *options)
     assert result.exit_code == 2
     assert "--unit-values is a setting of units, which does not run" in result.stderr
+
+
+def test_files_of_units_are_uploaded(
+    ready: FakeService, address: str, files: tuple[Path, Path]
+) -> None:
+    """Arrays become blobs with the field's name, whatever theirs was; models are registered."""
+    folder = files[0].parent
+    concepts, matrix = np.eye(3, dtype=bool), np.ones((2, 4), np.float32)
+    np.save(folder / "c.npy", concepts)
+    safetensors.numpy.save_file({"layer/fc1": matrix}, folder / "d.safetensors")
+    (folder / "a:b.onnx").write_bytes(files[0].read_bytes())
+    spec = folder / "audit.yaml"
+    spec.write_text("units: {embedding: {input_spec: {mean: [0.5]}}}\n")
+    options = ("--concepts", folder / "c.npy", "--directions", folder / "d.safetensors")
+    embedding = ("--embedding", f"{folder / 'a:b.onnx'}:fc1:0", "--config", spec)
+    run_audit(address, files, *options, *embedding)
+    config = ready.audits["audits/1"].auditors.units
+    sent = {
+        name: safetensors.numpy.load(ready.blobs[name.removeprefix("blobs/")])
+        for name in (config.concepts, config.given_directions)
+    }
+    assert (sent[config.concepts]["concepts"] == concepts).all()
+    assert (sent[config.given_directions]["layer/fc1"] == matrix).all()
+    assert config.embedding.model.startswith("models/")
+    assert config.embedding.value == "fc1:0"
+    assert list(config.embedding.input_spec.mean) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--concepts", "nowhere.npz"], "nowhere.npz: no such file; expected .npz"),
+        (["--embedding", "nowhere.onnx:fc1"], "there is no such file; expected MODEL.onnx"),
+        (["--masks", __file__], "found .py; expected .npz"),
+    ],
+)
+def test_files_that_are_not_there_cost_no_call(
+    ready: FakeService, address: str, files: tuple[Path, Path], more: list[str], message: str
+) -> None:
+    """They are usage errors before anything is sent."""
+    result = run_audit(address, files, "--auditors", "units", *more)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert ready.calls == []
 
 
 def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Path, Path]) -> None:

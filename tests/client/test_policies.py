@@ -89,7 +89,7 @@ def test_mistakes_have_line_and_column(old: str, new: str, mistake: str) -> None
     """What is unknown, missing, double or of the wrong kind is named with its place."""
     assert old in WHOLE
     with pytest.raises(ConfigError, match=r"^p\.yaml:\d+:\d+: ") as caught:
-        parse_policy(WHOLE.replace(old, new), "p.yaml")
+        parse_policy(WHOLE.replace(old, new, 1), "p.yaml")
     assert mistake in str(caught.value)
 
 

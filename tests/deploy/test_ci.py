@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import yaml
 from tests.service import ROOT
 
 CI = ROOT / "deploy" / "ci"
+END = "end of the call"
 GIVEN = {"model": "my model.onnx", "probes": "p.npz", "options": "--box 0,1 --norms l2,*"}
 
 
@@ -26,10 +26,10 @@ def tools(tmp_path: Path) -> Path:
     for name in ("onnx-audit", "python"):
         path = folder / name
         path.write_text(
-            f"#!{sys.executable}\nimport json, os, sys\n"
-            f"open({str(tmp_path / 'calls')!r}, 'a').write(json.dumps([{name!r}] + sys.argv[1:]) "
-            "+ '\\n')\n"
-            f"sys.exit(int(os.environ.get('STATUS', '0')) if {name!r} == 'onnx-audit' else 0)\n"
+            "#!/bin/sh\n"
+            f'for word in {name} "$@"; do printf \'%s\\n\' "$word"; done >> {tmp_path}/calls\n'
+            f"echo {END} >> {tmp_path}/calls\n"
+            f'[ {name} != onnx-audit ] || exit "$STATUS"\n'
         )
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return folder
@@ -47,8 +47,8 @@ def run(
     done = subprocess.run(
         command, cwd=tools.parent, env=environment | {"PATH": path}, check=False, timeout=60
     )
-    lines = calls.read_text().splitlines() if calls.exists() else []
-    return done.returncode, [yaml.safe_load(line) for line in lines]
+    text = calls.read_text() if calls.exists() else ""
+    return done.returncode, [call.splitlines() for call in text.split(f"{END}\n") if call]
 
 
 def gate_call(formats: str, *more: str) -> list[str]:

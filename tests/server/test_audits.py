@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from google.protobuf import json_format
 from safetensors.numpy import load_file
 from tests import models
+from tests.server import made_reports
 from tests.service import ServiceProcess
 
 from onnx_audit import AuditFailed, Client, v1
@@ -22,6 +24,7 @@ from onnx_audit.cli.app import cli
 from onnx_audit.cli.output import write_report
 from onnx_audit.errors import FailedPrecondition, InvalidRequest
 from onnx_audit.v1 import audit_pb2_grpc
+from onnx_audit_server.reports.compare.figures import figures
 
 QUICK = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=40))
 LONG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=100_000))
@@ -29,8 +32,23 @@ LONG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=100_000))
 
 @pytest.fixture(scope="module")
 def finished(client: Client, model: v1.Model, probe_set: v1.ProbeSet) -> v1.Audit:
-    """An audit that has succeeded."""
-    audit = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    """An audit that has succeeded, with a policy and a baseline."""
+    policy = v1.Policy(
+        gates=[
+            v1.Gate(id="parity", expression="report.parity.passed && baseline.parity.passed"),
+            v1.Gate(id="accuracy", expression="report.distortion.clean_accuracy.value == 1.0"),
+        ]
+    )
+    audit = client.wait(
+        client.audit(
+            model,
+            probe_set,
+            auditors=QUICK,
+            seed=7,
+            policy=policy,
+            baseline=made_reports.report([1]),
+        )
+    )
     assert audit.state == v1.AUDIT_STATE_SUCCEEDED
     return audit
 
@@ -60,6 +78,37 @@ def test_events_tell_the_whole_story(client: Client, finished: v1.Audit) -> None
     assert last.state == v1.AUDIT_STATE_SUCCEEDED
     assert last.report_digest == finished.report_digest == client.report(finished).digest
     assert finished.progress.shards_done == finished.progress.shards_total == plan.shards
+
+
+def test_an_audit_ends_with_the_verdict_of_its_policy(client: Client, finished: v1.Audit) -> None:
+    """Verdict and result are kept with the audit, watchers get the verdict, the report has none."""
+    result = finished.policy_result
+    assert finished.verdict == result.verdict == v1.VERDICT_PASS
+    assert [row.verdict for row in result.gates] == [v1.VERDICT_PASS] * 2
+    assert result.report_digest == finished.report_digest
+    assert result.baseline_digest == made_reports.report([1]).digest
+    assert list(client.watch(finished))[-1].state_changed.verdict == v1.VERDICT_PASS
+    assert "policy" not in json_format.MessageToJson(client.report(finished))
+    again = client.evaluate_policy(finished, finished.policy, finished.baseline)
+    again.evaluate_time.CopyFrom(result.evaluate_time)
+    assert again == result
+    with pytest.raises(InvalidRequest, match=r"audit\.baseline"):
+        client.audit(finished.model, finished.probe_set, baseline=finished)
+
+
+def test_figures_are_made_of_their_rows(client: Client, finished: v1.Audit) -> None:
+    """What comparisons resample gives, undrawn, the very figures of the report."""
+    made = figures(client.report(finished))
+    with_rows = [one for one in made.values() if one.rows is not None]
+    assert len(with_rows) >= 5
+    for one in with_rows:
+        assert one.rows is not None
+        values = one.rows.values[~np.isnan(one.rows.values)]
+        if one.rows.probability is None:
+            assert values.mean() == pytest.approx(one.estimate.value, rel=1e-12)
+        else:
+            rank = max(1, math.ceil(one.rows.probability * len(values) - 1e-9))
+            assert np.sort(values)[rank - 1] == one.estimate.value
 
 
 def test_a_watch_goes_on_from_any_event(client: Client, finished: v1.Audit) -> None:
@@ -121,11 +170,32 @@ def test_the_same_job_gives_the_same_digest(
     client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
 ) -> None:
     """Two runs of one job agree to the last bit, another seed is another job."""
-    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7, fresh=True))
     assert again.name != finished.name
     assert again.report_digest == finished.report_digest
     other = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=9))
     assert other.report_digest != finished.report_digest
+
+
+def test_the_same_job_again_runs_no_shard(
+    client: Client, model: v1.Model, probe_set: v1.ProbeSet, finished: v1.Audit
+) -> None:
+    """The section is taken over from the audit that computed it; report and events say so."""
+    again = client.wait(
+        client.audit(model, probe_set, auditors=QUICK, seed=7, display_name="nightly")
+    )
+    events = list(client.watch(again))
+    assert "shard_started" not in [event.WhichOneof("event") for event in events]
+    assert again.report_digest == finished.report_digest
+    assert again.progress == finished.progress
+    execution = client.report(again).execution
+    assert execution.audit == again.name
+    (row,) = execution.auditor_seconds
+    computed_by = [event.section_ready.reused_from for event in events]
+    assert [name for name in computed_by if name] == [row.reused_from]
+    source = client.report(row.reused_from)
+    assert source.digest == again.report_digest
+    assert not source.execution.auditor_seconds[0].reused_from
 
 
 @pytest.mark.parametrize(
@@ -246,7 +316,7 @@ def test_a_running_audit_is_cancelled_within_a_second(
         client.report(audit)
     with pytest.raises(FailedPrecondition, match="SUCCEEDED"):
         client.cancel(finished)
-    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7))
+    again = client.wait(client.audit(model, probe_set, auditors=QUICK, seed=7, fresh=True))
     assert again.report_digest == finished.report_digest
 
 
@@ -312,7 +382,7 @@ def test_a_linear_head_is_in_the_report(client: Client, model: v1.Model) -> None
     probe_set = client.upload_probes(inputs, labels=inputs[:, :3].argmax(1))
     head = v1.LinearHeadConfig(value="a0", method=v1.HEAD_METHOD_SOFTMAX, l2=0.01)
     audits = [
-        client.wait(client.audit(model, probe_set, auditors=QUICK, linear_head=head))
+        client.wait(client.audit(model, probe_set, auditors=QUICK, linear_head=head, fresh=True))
         for _ in range(2)
     ]
     report, again = (client.report(audit) for audit in audits)

@@ -241,6 +241,9 @@ def test_peers_that_cannot_be_compared(
     with pytest.raises(InvalidRequest) as invalid:
         ask(v1.PeerModel(model=model.name), v1.PeerModel(model=model.name, label_map=[-2]))
     assert fields(invalid.value) == ["audit.auditors.transfer.peers[1].label_map"]
+    with pytest.raises(InvalidRequest) as invalid:
+        ask(v1.PeerModel(model=model.name, linear_head=v1.LinearHeadConfig(l2=-1)))
+    assert fields(invalid.value) == ["audit.auditors.transfer.peers[0].linear_head.l2"]
     other = client.upload_model(models.save(models.mlp((15, 8, 4)), tmp_path / "other.onnx"))
     with pytest.raises(InvalidRequest) as invalid:
         ask(v1.PeerModel(model=other.name))

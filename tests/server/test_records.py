@@ -13,6 +13,7 @@ from tests.server.postgres import postgres
 from onnx_audit import v1
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.records import Records, RequestIdReusedError, now_us, state_changed
+from onnx_audit_server.store.sections import SectionRecords
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -170,3 +171,33 @@ def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_many_write_one_section(url: str) -> None:
+    """Writers of one key at the same time leave one of their sections, and none of them fails."""
+    engine = connect(url)
+    migrate(engine)
+    records = SectionRecords(engine)
+    failures: list[BaseException] = []
+    gate = threading.Barrier(6)
+
+    def write(name: str) -> None:
+        gate.wait()
+        try:
+            for key in range(10):
+                records.put(f"key{key}", v1.StoredSection(audit=name))
+        except BaseException as error:  # noqa: BLE001 - seen below
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(f"audits/{n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for key in range(10):
+        found = records.get(f"key{key}")
+        assert found is not None
+        assert found.audit.startswith("audits/")
+    assert records.get("nothing") is None
+    engine.dispose()

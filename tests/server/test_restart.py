@@ -15,7 +15,7 @@ from onnx_audit import Client, v1
 from onnx_audit.errors import Unavailable
 from onnx_audit.retries import RetryPolicy
 
-CONFIG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=2000))
+CONFIG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=1000))
 
 
 def submit(client: Client, folder: Path) -> v1.Audit:
@@ -37,15 +37,16 @@ def wait_for_shards(client: Client, audit: v1.Audit, count: int) -> None:
     raise AssertionError("the audit ended before it could be disturbed")
 
 
-def undisturbed_digest(folder: Path) -> str:
+@pytest.fixture(scope="module")
+def undisturbed_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report's digest of an audit that nothing happens to."""
-    with ServiceProcess(folder / "undisturbed") as process, process.client() as client:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with ServiceProcess(folder / "data") as process, process.client() as client:
         return client.wait(submit(client, folder)).report_digest
 
 
-def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_server_goes_on_where_it_was(tmp_path: Path, undisturbed_digest: str) -> None:
     """After kill -9 in the middle of a shard, only that shard is done again; same digest."""
-    expected = undisturbed_digest(tmp_path)
     with ServiceProcess(tmp_path / "data") as process:
         with process.client() as client:
             audit = submit(client, tmp_path)
@@ -55,7 +56,7 @@ def test_a_killed_server_goes_on_where_it_was(tmp_path: Path) -> None:
         with process.client() as client:
             ended = client.wait(audit)
             events = list(client.watch(audit))
-    assert ended.report_digest == expected
+    assert ended.report_digest == undisturbed_digest
     finished = [
         event.shard_finished.shard
         for event in events
@@ -90,22 +91,20 @@ def runners_of(folder: Path) -> list[str]:
     return found
 
 
-def test_a_killed_runner_is_replaced(tmp_path: Path) -> None:
+def test_a_killed_runner_is_replaced(tmp_path: Path, undisturbed_digest: str) -> None:
     """A shard whose process is killed is done again by another one, and the report is the same."""
-    expected = undisturbed_digest(tmp_path)
     with ServiceProcess(tmp_path / "data") as process, process.client() as client:
         audit = submit(client, tmp_path)
         wait_for_shards(client, audit, 1)
         for runner in runners_of(tmp_path / "data"):
             os.kill(int(runner), signal.SIGKILL)
-        assert client.wait(audit).report_digest == expected
+        assert client.wait(audit).report_digest == undisturbed_digest
         attempts = [event.shard_started.attempt for event in client.watch(audit)]
     assert max(attempts) == 2
 
 
-def test_sigterm_waits_for_running_shards(tmp_path: Path) -> None:
+def test_sigterm_waits_for_running_shards(tmp_path: Path, undisturbed_digest: str) -> None:
     """A draining server takes no new audit, ends with status 0, and the audit goes on later."""
-    expected = undisturbed_digest(tmp_path)
     with ServiceProcess(tmp_path / "data") as process:
         with process.client() as client:
             audit = submit(client, tmp_path)
@@ -122,12 +121,11 @@ def test_sigterm_waits_for_running_shards(tmp_path: Path) -> None:
         assert not runners_of(tmp_path / "data")
         process.start()
         with process.client() as client:
-            assert client.wait(audit).report_digest == expected
+            assert client.wait(audit).report_digest == undisturbed_digest
 
 
-def test_sigterm_hands_long_shards_back(tmp_path: Path) -> None:
+def test_sigterm_hands_long_shards_back(tmp_path: Path, undisturbed_digest: str) -> None:
     """With no time to finish, a shard is handed back and begun anew after the restart."""
-    expected = undisturbed_digest(tmp_path)
     with ServiceProcess(tmp_path / "data", "--drain-timeout", "0") as process:
         with process.client() as client:
             audit = submit(client, tmp_path)
@@ -137,7 +135,7 @@ def test_sigterm_hands_long_shards_back(tmp_path: Path) -> None:
         assert any(line.get("handed_back") for line in process.log_lines())
         process.start()
         with process.client() as client:
-            assert client.wait(audit).report_digest == expected
+            assert client.wait(audit).report_digest == undisturbed_digest
 
 
 def test_a_worker_of_its_own_does_the_work(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Activation:
         curvature: Bound of its second derivative; inf where it has kinks.
         bounds: Least and largest derivative anywhere; of each entry where they differ.
         exact: Whether float32 evaluates it with at most one rounding.
+        gain: What the error of any other evaluation is multiplied by.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Activation:
     curvature: float
     bounds: tuple[float, float]
     exact: bool
+    gain: float = 1.0
 
     def evaluation_error(self, low: Tensor, high: Tensor) -> Tensor:
         """Returns a bound of the error of a float32 evaluation on intervals."""
@@ -71,7 +73,7 @@ class Activation:
         if self.exact:
             values = self.function(low).abs() + self.function(high).abs()
             return 4 * UNIT32 * (largest_size(self.slopes(low, high)) * reach + values)
-        return APPROXIMATION * reach.clamp(min=1)
+        return APPROXIMATION * self.gain * reach.clamp(min=1)
 
     def range(self, low: Tensor, high: Tensor) -> Slopes:
         """Returns the least and largest value on intervals."""

@@ -28,6 +28,8 @@ STRUCTURAL = names_in(
 _COPIES = STRUCTURAL - names_in(
     "Add Sum Mean AveragePool GlobalAveragePool ReduceMean ReduceSum CumSum Resize Upsample"
 )
+_EXACT = names_in("Identity Dropout Reshape Flatten Squeeze Unsqueeze Transpose")
+"""Maps that put every entry to one place as it is."""
 _SUMS = names_in("Add Sub Sum Mean")
 _SIGNED = ("cubic",)
 """Modes of resampling with negative coefficients."""
@@ -46,7 +48,8 @@ class Affine:
         absolute_adjoint: Its adjoint.
         bias: Float64 [*shape].
         magnitude: Float64 [*shape], at least the sum of absolute values of all parts of the bias.
-        terms: Roundings on the way to one entry, at most, in any order of summation.
+        terms: Roundings on the way to one entry, at most, in any order of summation; 0 where
+            entries only move.
         weight: The constant that it multiplies with, where there is one.
     """
 
@@ -150,6 +153,7 @@ def _structural(
     linear = (lambda *xs: call(*xs) - bias) if shifted else call
     taken = math.prod(shapes[0])
     terms = 1 if op in _COPIES else _summands(step, taken, math.prod(bias.shape)) + 2
+    terms = 0 if op in _EXACT and not shifted else terms
     return affine(
         linear, shapes, absolute=None if mode in _SIGNED else linear, bias=bias,
         magnitude=bias.abs(), terms=terms,

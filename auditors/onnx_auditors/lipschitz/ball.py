@@ -9,8 +9,6 @@ from torch import Tensor
 
 from onnx_auditors.lipschitz.activations import UNIT64
 
-_TURNS = 1
-"""Steps towards the multiplier of the L2 ball; every multiplier gives a bound."""
 _OUT = 1e-12
 
 
@@ -39,11 +37,12 @@ class Ball:
 
     def least(
         self, forms: Tensor, places: Tensor | None = None, *, centered: bool = False
-    ) -> Tensor:
-        """Returns lower bounds of linear forms on the balls.
+    ) -> tuple[Tensor, Tensor]:
+        """Returns lower bounds of linear forms on the balls, and how they rise where balls shrink.
 
         In L2 the dual bound: for every multiplier t >= 0 the least a.z + t/2 (|z|^2 - r^2) over the
-        box is a lower bound, and the best t makes it exact; z is clip(-a / t).
+        box is a lower bound, and the best t makes it exact; z is clip(-a / t). In a smaller ball
+        the same t gives t/2 (R^2 - r^2) more.
 
         Args:
             forms: Float64 [n, k, d], or [n, k, w] at some places.
@@ -51,9 +50,8 @@ class Ball:
             centered: Whether to bound the forms of the difference from the probe.
 
         Returns:
-            Float64 [n, k].
+            Bounds and rates, float64 [n, k]: at a smaller ball add the rate times `shrunk`.
         """
-        size = forms.shape[-1]
 
         def at(values: Tensor) -> Tensor:
             if places is None:
@@ -61,36 +59,56 @@ class Ball:
             n, k, w = places.shape
             return values.gather(1, places.reshape(n, -1)).reshape(n, k, w)
 
-        room = at(self.reach + self.center.abs() + self.high - self.low)
-        rounding = 8 * (size + 64) * UNIT64 * _dot(forms.abs(), room)
         below, above = at(self.low - self.center), at(self.high - self.center)
-        start = 0.0 if centered else _dot(forms, at(self.center))
-        corner = torch.where(forms > 0, below, above)
-        plain = _dot(forms, corner)
+        size = torch.linalg.vector_norm(forms, dim=-1)
+        room = (self.reach + self.center.abs() + self.high - self.low).norm(dim=1)[:, None]
+        rounding = 8 * (forms.shape[-1] + 64) * UNIT64 * size * room
+        start = -rounding if centered else _dot(forms, at(self.center)) - rounding
         if self.norm == "linf":
-            return start + plain - rounding
-        radius = self.radius[:, None]
-        square = (radius.square() * (1 + _OUT)).clamp(min=1e-200)
-        first = (forms.square().sum(-1) / square).sqrt().clamp(min=1e-150)
-        multiplier = first
-        for _ in range(_TURNS):
-            step = torch.maximum(torch.minimum(forms / -multiplier[..., None], above), below)
-            stuck = step == corner
-            rest = square - (step.square() * stuck).sum(-1)
-            free = (forms.square() * ~stuck).sum(-1)
-            better = (free / rest.clamp(min=1e-300)).sqrt()
-            multiplier = torch.minimum(multiplier, torch.maximum(better, first * 1e-9))
-        step = torch.maximum(torch.minimum(forms / -multiplier[..., None], above), below)
-        value = _dot(forms, step) + multiplier / 2 * (step.square().sum(-1) - square)
-        slack = 8 * (size + 64) * UNIT64 * multiplier * square
-        return start + torch.maximum(plain, value - slack) - rounding
+            free = [at(side).to(forms) for side in self._free]
+            both = forms.abs()
+            value = _dot(forms, below + above) - _dot(both, above - below)
+            rate = _dot(forms, free[0] - free[1]) + _dot(both, free[0] + free[1])
+            return start + value / 2, (rate / 2 * (1 - _OUT)).clamp(min=0)
+        square = (self.radius[:, None].square() * (1 + _OUT)).clamp(min=1e-200)
+        multiplier = (size / square.sqrt()).clamp(min=1e-150)
+        wish = forms / -multiplier[..., None]
+        step = torch.clamp(wish, below, above)
+        free_square = (wish * (wish == step)).square_().sum(-1)
+        rest = square - (_square(step) - free_square)
+        share = (free_square / rest.clamp(min=1e-300)).sqrt().clamp(1e-9, 1)
+        step = torch.clamp(wish.div_(share[..., None]), below, above, out=step)
+        multiplier = multiplier * share
+        value = _dot(forms, step) + multiplier / 2 * (_square(step) - square)
+        slack = 8 * (forms.shape[-1] + 64) * UNIT64 * multiplier * square
+        return start + value - slack, multiplier / 2
+
+    @property
+    def _free(self) -> tuple[Tensor, Tensor]:
+        """Whether the ball and not the box ends each entry below, and above, [n, d]."""
+        inner = self.radius[:, None]
+        return self.center - self.low >= inner, self.high - self.center >= inner
+
+    def shrunk(self, smaller: Tensor, rows: Tensor) -> Tensor:
+        """Returns by how much radii [m] of some balls have shrunk, as `least` counts it, [m]."""
+        radius = self.radius[rows]
+        gain = radius - smaller
+        if self.norm == "l2":
+            gain = gain * (radius + smaller)
+        return gain.clamp(min=0) * (1 - 4 * _OUT)
+
+
+def _square(a: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(a, dim=-1)
+    return size.square_()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products over the last axis of [n, k, d] and [n, 1 or k, d]."""
     if b.shape[1] == 1:
         return (a @ b.transpose(1, 2))[..., 0]
-    return (a * b).sum(-1)
+    products: Tensor = torch.linalg.vecdot(a, b)
+    return products
 
 
 def ball(center: Tensor, radius: Tensor, norm: str, box: tuple[Tensor, Tensor]) -> Ball:

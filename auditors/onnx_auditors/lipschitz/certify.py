@@ -11,30 +11,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from onnx_auditors.lipschitz.activations import UNIT32, Activation
+from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine
 from onnx_auditors.lipschitz.ball import ball
-from onnx_auditors.lipschitz.composition import global_radii, pairs_of
+from onnx_auditors.lipschitz.composition import LARGEST_VALUE, global_radii, pairs_of
 from onnx_auditors.lipschitz.crown import Bounds
 from onnx_auditors.lipschitz.graph import Graph, ToInput, graph_of
 from onnx_auditors.lipschitz.joint import MaxPool
-from onnx_auditors.lipschitz.local import amplifications, anchored_margins, margin_rows
+from onnx_auditors.lipschitz.local import amplifications
+from onnx_auditors.lipschitz.search import Search
 from onnx_auditors.network import Network
 
 BallNorm = Literal["l2", "linf"]
 NORMS: tuple[BallNorm, ...] = ("l2", "linf")
-EVALUATIONS = 14
-"""Radii tried for each probe, at most."""
-PRECISION = 0.004
-"""Relative width of the interval in which the search for the radius ends."""
 _MEMORY = 1 << 24
 """Entries of the largest block of linear forms of one probe times the number of probes."""
-_HALF = 0.5
 _DELTA, _ENTROPY = 1e-12, 0
 _EVALUATION = 1e-4
 """Share of the largest logit that a float32 evaluation is taken to err by at most."""
-_TIES = 64 * UNIT32
-"""Relative margin by which logits have to differ where the file squashes them in float32."""
 
 Doubles = npt.NDArray[np.float64]
 
@@ -109,6 +103,11 @@ def refusals(graph: Graph) -> list[str]:
 def obstacles(graph: Graph) -> list[str]:
     """Returns why a graph has no bounds in balls; empty if it has."""
     found = refusals(graph)
+    largest = max(node.size for node in graph.nodes)
+    if largest > LARGEST_VALUE:
+        found.append(
+            f"a value has {largest} entries; bounds in balls relax at most {LARGEST_VALUE}"
+        )
     for node in graph.nodes[1:]:
         label = f"{node.op} '{node.label}'"
         if isinstance(node.rule, Affine):
@@ -188,89 +187,11 @@ def _in_balls(
     """Raises the radii to those that bounds in balls give."""
     x, y = probes
     for rows in _blocks(graph, len(x)):
-        search = _Search(graph, x[rows], y[rows], norm, box)
+        search = Search(graph, x[rows], y[rows], norm, box)
         search.run()
         found[0][rows.cpu().numpy()] = search.low.cpu().numpy()
         for i, name in zip(rows.tolist(), search.method, strict=True):
             found[1][i] = name
-
-
-class _Search:
-    """The largest radius that is certified, for a batch of probes at once."""
-
-    def __init__(
-        self, graph: Graph, x: Tensor, y: Tensor, norm: str, box: tuple[Tensor, Tensor]
-    ) -> None:
-        self.graph, self.x, self.y, self.norm, self.box = graph, x, y, norm, box
-        self.values = graph.evaluate(x)
-        self.low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        self.method = [""] * len(x)
-
-    def run(self) -> None:
-        """Narrows brackets [certified, not certified) of all probes that are answered rightly."""
-        rows = torch.arange(len(self.x), device=self.x.device)
-        worth, _ = self._margins(rows, self.low)
-        rows = rows[worth > 0]
-        high = torch.full_like(self.low, torch.inf)
-        short = torch.zeros_like(self.low)
-        trial = self._first(worth)
-        for _ in range(EVALUATIONS):
-            if not len(rows):
-                return
-            found, names = self._margins(rows, trial[rows])
-            sure = found > 0
-            good, bad = rows[sure], rows[~sure]
-            self.low[good], worth[good] = trial[good], found[sure]
-            high[bad], short[bad] = trial[bad], found[~sure]
-            for i, name, proved in zip(rows.tolist(), names, sure.tolist(), strict=True):
-                if proved:
-                    self.method[i] = name
-            rows = rows[high[rows] > self.low[rows] * (1 + PRECISION)]
-            trial = _next(self.low, high, worth, short)
-
-    def _first(self, margin: Tensor) -> Tensor:
-        """Returns radii to begin with: half of where the margin's linear model ends."""
-        with torch.enable_grad():
-            x = self.x.detach().requires_grad_()
-            scores = self.graph.logits(x)
-            own = scores.gather(1, self.y[:, None])
-            others = scores.scatter(1, self.y[:, None], -torch.inf)
-            (slope,) = torch.autograd.grad((own[:, 0] - others.amax(1)).sum(), x)
-        flat = slope.flatten(1)
-        size = flat.norm(dim=1) if self.norm == "l2" else flat.abs().sum(1)
-        return _HALF * margin.clamp(min=0) / size.clamp(min=1e-12)
-
-    def _margins(self, rows: Tensor, radius: Tensor) -> tuple[Tensor, list[str]]:
-        """Returns the least margin of some probes in balls, less what ties need, and who says so.
-
-        By the better one of both methods for each other class, so that the label may owe its
-        margins to both.
-        """
-        bounds = Bounds(self.graph, ball(self.x[rows], radius, self.norm, self.box))
-        labels = self.y[rows]
-        forms = margin_rows(labels, self.graph.classes)
-        crown = bounds.least(len(self.graph.nodes) - 1, forms)
-        anchored = anchored_margins(bounds, [v[rows] for v in self.values], labels)
-        ties = self._ties(bounds)
-        by_one = crown.amin(1) - ties, anchored.amin(1) - ties
-        names = [
-            "crown" if a > 0 else "anchored" if b > 0 else "together"
-            for a, b in zip(by_one[0].tolist(), by_one[1].tolist(), strict=True)
-        ]
-        return torch.maximum(crown, anchored).amin(1) - ties, names
-
-    def _ties(self, bounds: Bounds) -> Tensor:
-        if not self.graph.squashed:
-            return bounds.low[0].new_zeros(len(bounds.low[0]))
-        ends = torch.maximum(bounds.low[-1].abs(), bounds.high[-1].abs())
-        return _TIES * ends.flatten(1).amax(1).clamp(min=1)
-
-
-def _next(low: Tensor, high: Tensor, worth: Tensor, short: Tensor) -> Tensor:
-    """Returns radii between the ends of brackets, near to where the margin should end."""
-    share = (worth / (worth - short).clamp(min=1e-300)).clamp(0.1, 0.9)
-    inside = low + share * (high - low)
-    return torch.where(torch.isinf(high), 2 * low, inside)
 
 
 def local_bounds(

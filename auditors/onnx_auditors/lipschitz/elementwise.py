@@ -15,16 +15,23 @@ from onnx_auditors.network.plan import Plan, Step
 
 _ROOT_2, _ROOT_PI = math.sqrt(2), math.sqrt(math.pi)
 _ERF = (2 / _ROOT_PI) * (1 + 1e-15)
-_GELU = (-0.128905, 1.128905)
+GELU_SLOPES = (-0.128905, 1.128905)
 """Phi(x) + x phi(x) has its extremes at x = -sqrt 2 and sqrt 2."""
 _GELU_TANH = (-0.128994, 1.128994)
-_SILU = (-0.09984, 1.09984)
+SILU_SLOPES = (-0.09984, 1.09984)
 _MISH = (-0.113, 1.0885)
 _SELU_ALPHA, _SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875
 """Defaults of ONNX's Selu."""
 
 
-def _gelu_slope(x: Tensor) -> Tensor:
+def silu_slope(x: Tensor) -> Tensor:
+    """Derivative of x sigmoid(x)."""
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * torch.sigmoid(-x))
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """Derivative of x Phi(x)."""
     return (1 + torch.erf(x / _ROOT_2)) / 2 + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
@@ -73,7 +80,7 @@ def _atan(f: Function, _: dict[str, Any]) -> Activation:
 def _gelu(f: Function, attributes: dict[str, Any]) -> Activation:
     if attributes.get("approximate", b"none") == b"tanh":
         return bounded("Gelu", f, _GELU_TANH)
-    return smooth("Gelu", f, _gelu_slope, [-_ROOT_2, _ROOT_2], _GELU, 0.798)
+    return smooth("Gelu", f, gelu_slope, [-_ROOT_2, _ROOT_2], GELU_SLOPES, 0.798)
 
 
 def _elu(f: Function, attributes: dict[str, Any]) -> Activation:
@@ -120,7 +127,7 @@ _SIMPLE: dict[str, Callable[[Function, dict[str, Any]], Activation]] = {
     "Abs": lambda f, _: piecewise("Abs", f, [0.0], [-1.0, 1.0]),
     "HardSwish": lambda f, _: bounded("HardSwish", f, (-0.5, 1.5)),
     "Mish": lambda f, _: bounded("Mish", f, _MISH),
-    "Swish": lambda f, _: bounded("Swish", f, _SILU),
+    "Swish": lambda f, _: bounded("Swish", f, SILU_SLOPES),
     "Sin": lambda f, _: bounded("Sin", f, (-1.0, 1.0)),
     "Cos": lambda f, _: bounded("Cos", f, (-1.0, 1.0)),
 }

@@ -7,7 +7,7 @@ file, and what is bounded is the function that they define in exact arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine, affine, of_step
 from onnx_auditors.lipschitz.elementwise import activation
+from onnx_auditors.lipschitz.gates import Folded, folded
 from onnx_auditors.lipschitz.joint import NORMS, MaxPool, Opaque, joint
 from onnx_auditors.network import Network, load
 from onnx_auditors.network.layers import Layer
@@ -26,6 +27,8 @@ from onnx_auditors.network.plan import Plan, Step
 
 _BLOCK = 256
 """Forms that are taken back at once to find the entries that they depend on."""
+_MOST_ROWS = 1 << 24
+"""Entries of forms of a value that are kept: 128 MiB."""
 ToInput = Callable[[Tensor], Tensor]
 INPUT_MAP, LOGITS = "input map", "logits"
 
@@ -116,31 +119,90 @@ class Graph:
     def _columns(self) -> dict[int, Tensor | None]:
         return {}
 
-    def _find_columns(self, index: int) -> Tensor | None:
-        node = self.nodes[index]
+    def rows(self, index: int) -> Tensor | None:
+        """Returns the entries of a value as forms of the probe, at the places of `columns`.
+
+        Returns:
+            Float64 [size, w or d] without the bias; None where the value is not affine in the
+            probe, or so large that they are not kept.
+        """
+        if index not in self._rows:
+            self._rows[index] = self._find_rows(index) if self.straight[index] else None
+        return self._rows[index]
+
+    @cached_property
+    def _rows(self) -> dict[int, Tensor | None]:
+        return {}
+
+    def offset(self, index: int) -> Tensor:
+        """Returns a value that is affine in the probe at the probe 0, float64 [*shape]."""
+        if index not in self._offsets:
+            node = self.nodes[index]
+            if isinstance(node.rule, Affine):
+                given = [self.offset(p)[None] for p in node.parents]
+                self._offsets[index] = node.rule.linear(*given)[0] + node.rule.bias
+            else:
+                self._offsets[index] = torch.zeros(
+                    node.shape, dtype=torch.float64, device=self.device
+                )
+        return self._offsets[index]
+
+    @cached_property
+    def _offsets(self) -> dict[int, Tensor]:
+        return {}
+
+    @cached_property
+    def straight(self) -> list[bool]:
+        """Whether each value is affine in the probe."""
+        found: list[bool] = []
+        for node in self.nodes:
+            affine_here = node.rule is None or isinstance(node.rule, Affine)
+            found.append(affine_here and all(found[p] for p in node.parents))
+        return found
+
+    def _find_rows(self, index: int) -> Tensor | None:
+        columns = self.columns(index)
+        width = self.nodes[0].size if columns is None else columns.shape[1]
+        if self.nodes[index].size * width > _MOST_ROWS:
+            return None
         found = []
-        rows = torch.eye(node.size, dtype=torch.float64)
+        for start, forms in self._pulled(index, absolute=False):
+            part = columns[start : start + len(forms)] if columns is not None else None
+            found.append(forms if part is None else forms.gather(1, part))
+        return torch.cat(found) if found else None
 
-        def through(bent: Node, form: Tensor) -> tuple[Tensor, ...]:
-            if not isinstance(bent.rule, MaxPool):
-                return (form,)
-            flat = form.flatten(2)
-            part = flat.new_zeros(*flat.shape[:2], self.nodes[bent.parents[0]].size)
-            for tap in bent.rule.windows.T:
-                part.index_add_(2, tap, flat)
-            return (part.reshape(*flat.shape[:2], *self.nodes[bent.parents[0]].shape),)
-
-        for part in torch.split(rows, _BLOCK):
-            forms = walk(self, index, part.reshape(1, -1, *node.shape), through, absolute=True)
-            if forms is None:
-                return None
-            found.append(forms[0] > 0)
-        pattern = torch.cat(found)
+    def _find_columns(self, index: int) -> Tensor | None:
+        pattern = torch.cat(
+            [forms > 0 for _, forms in self._pulled(index, absolute=True)]
+            or [torch.ones(1, 1, dtype=torch.bool)]
+        )
         width = max(1, int(pattern.sum(1).max()))
         if 2 * width > pattern.shape[1]:
             return None
-        order = pattern.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        return order[:, :width].contiguous()
+        return pattern.to(torch.float32).topk(width, dim=1).indices.sort(dim=1).values
+
+    def _pulled(self, index: int, *, absolute: bool) -> Iterator[tuple[int, Tensor]]:
+        """Yields blocks of the entries of a value as forms of the probe, all slopes 1."""
+        node = self.nodes[index]
+        for start in range(0, node.size, _BLOCK):
+            count = min(_BLOCK, node.size - start)
+            rows = torch.zeros(count, node.size, dtype=torch.float64, device=self.device)
+            rows.diagonal(start).fill_(1)
+            rows = rows.reshape(1, count, *node.shape)
+            forms = walk(self, index, rows, self._everywhere, absolute=absolute)
+            if forms is not None:
+                yield start, forms[0]
+
+    def _everywhere(self, bent: Node, form: Tensor) -> tuple[Tensor, ...]:
+        """Takes forms back to all entries that a nonlinear node may have them from."""
+        if not isinstance(bent.rule, MaxPool):
+            return (form,)
+        flat = form.flatten(2)
+        parent = self.nodes[bent.parents[0]]
+        part = flat.new_zeros(*flat.shape[:2], parent.size)
+        for tap in bent.rule.windows.T:
+            part.index_add_(2, tap, flat)
+        return (part.reshape(*flat.shape[:2], *parent.shape),)
 
     def evaluate(self, x: Tensor, until: int | None = None) -> list[Tensor]:
         """Returns all values [n, *shape] of probes [n, *probe shape] in float64."""
@@ -231,8 +293,13 @@ def graph_of(
     builder.start(tuple(probe_shape or sample[1:]), sample, to_input)
     if batch != 1:
         builder.problems.append(f"the model's batch is fixed to {batch}; bounds need a batch of 1")
-    for step in needed(plan, [network.input.name], [network.logits]):
-        builder.add(step)
+    steps = needed(plan, [network.input.name], [network.logits])
+    gates, idle = folded(plan, steps, network.logits)
+    for i, step in enumerate(steps):
+        if step.outputs[0] in gates and i not in idle:
+            builder.add_gate(step, gates[step.outputs[0]])
+        elif i not in idle:
+            builder.add(step)
     builder.finish(network)
     return builder.graph(network)
 
@@ -304,6 +371,12 @@ class _Builder:
                 label = f"{name} ({step.node.op_type})"
                 self.problems.append(f"{label}: {rule.reason}")
             self.put(name, step.node.op_type, parents, shape, rule, step.node.name)
+
+    def add_gate(self, step: Step, gate: Folded) -> None:
+        """Puts a product that is a function of one entry of another value."""
+        name = step.outputs[0]
+        parents = [self._places[gate.root]]
+        self.put(name, gate.rule.name, parents, self.plan.shape(name), gate.rule, step.node.name)
 
     def _rule(self, step: Step, output: int) -> Affine | Activation | MaxPool | Opaque:
         bent = activation(step, self.plan)

@@ -18,7 +18,7 @@ from onnx_auditors.lipschitz.joint import MaxPool
 _UP = 1 + 1e-9
 _STEADY = 1e-7
 """Radius of slopes from which on a neuron's own bound is worth its cost."""
-_ENTRIES = 1 << 23
+_ENTRIES = 1 << 20
 """Entries of one block of linear forms."""
 
 
@@ -74,7 +74,7 @@ def anchored_margins(bounds: Bounds, values: list[Tensor], labels: Tensor) -> Te
         return (part,)
 
     forms = walk(graph, last.index, rows, through, visit=visit)
-    return total if forms is None else total + bounds.ball.least(forms, centered=True)
+    return total if forms is None else total + bounds.ball.least(forms, centered=True)[0]
 
 
 def amplifications(bounds: Bounds, labels: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
 from onnx_auditors.distortion import drawing
-from onnx_auditors.errors import ParityFailed
+from onnx_auditors.errors import InvalidConfig, ParityFailed
 from onnx_auditors.network import require
-from onnx_auditors.transfer.config import ENSEMBLE, filled
+from onnx_auditors.transfer.config import DIVERSE, ENSEMBLE, filled
+from onnx_auditors.transfer.fixed_size import images_of
 from onnx_auditors.transfer.models import Models
 from onnx_auditors.transfer.section import Merging
 from onnx_auditors.transfer.shard import Shard
@@ -46,6 +47,12 @@ class TransferAuditor:
         Raises:
             AuditError: A peer cannot be used, or not compared with the audited model.
         """
+        if DIVERSE & set(config.attacks) and images_of(context) is None:
+            raise InvalidConfig(
+                f"input diversity resizes images, and probes {list(context.summary.shape)} are not "
+                "known to be any; give probe_layout as CHW or HWC, or leave the attack out",
+                field="attacks",
+            )
         models = Models.of(context, config)
         for index in range(1, len(models)):
             try:
@@ -99,7 +106,7 @@ class TransferAuditor:
         return Merging(Models.of(context, config), config, partials).section(save)
 
     def warnings(self, section: v1.TransferSection, context: Context) -> list[v1.ReportWarning]:
-        """Says what a reader must know: models at chance, and cells without probes."""
+        """Says what a reader must know: models at chance, heads, and cells without probes."""
         found = []
         if context.probes.labels is None:
             message = (
@@ -117,6 +124,9 @@ class TransferAuditor:
                     "layout or label map may be wrong, and then its row and its column say nothing"
                 )
                 found.append(v1.ReportWarning(code="MODEL_AT_CHANCE", message=message))
+            if model.HasField("linear_head"):
+                message = f"{model.name}: {model.notes[-1]}"
+                found.append(v1.ReportWarning(code="LINEAR_HEAD", message=message))
         empty = [cell for cell in section.cells if not cell.error_rate.count]
         if empty:
             message = (

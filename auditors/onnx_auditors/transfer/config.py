@@ -20,6 +20,9 @@ TARGETED = frozenset(
         v1.TRANSFER_ATTACK_MINIMAL_TARGETED,
         v1.TRANSFER_ATTACK_MOMENTUM_TARGETED,
         v1.TRANSFER_ATTACK_ENSEMBLE_TARGETED,
+        v1.TRANSFER_ATTACK_DIVERSE_TARGETED,
+        v1.TRANSFER_ATTACK_SCALE_INVARIANT_TARGETED,
+        v1.TRANSFER_ATTACK_INTERMEDIATE_TARGETED,
     )
 )
 """The attacks that aim at a class."""
@@ -27,6 +30,8 @@ MINIMAL = frozenset((v1.TRANSFER_ATTACK_MINIMAL, v1.TRANSFER_ATTACK_MINIMAL_TARG
 """Those that look for the smallest change."""
 ENSEMBLE = frozenset((v1.TRANSFER_ATTACK_ENSEMBLE, v1.TRANSFER_ATTACK_ENSEMBLE_TARGETED))
 """Those on all models but the target."""
+DIVERSE = frozenset((v1.TRANSFER_ATTACK_DIVERSE, v1.TRANSFER_ATTACK_DIVERSE_TARGETED))
+"""Those that resize images."""
 FEWEST_FOR_ENSEMBLE = 3
 _BUDGET, _DRAWS, _STEPS = 500, 4, 20
 _SIGMAS = (0.1, 0.3)
@@ -123,6 +128,12 @@ def _check_peer(peer: v1.PeerModel, prefix: str) -> None:
             f"{sides[0]} x {sides[1]}; expected a height and a width of 1 to {LARGEST_SIDE}, or "
             "neither",
             field=f"{prefix}input_height",
+        )
+    if peer.label_map and peer.HasField("linear_head"):
+        raise InvalidConfig(
+            "a linear head is fitted on the labels of the probe set and has the audited model's "
+            "classes; leave the map or the head out",
+            field=f"{prefix}label_map",
         )
     if any(entry < -1 for entry in peer.label_map):
         raise InvalidConfig(

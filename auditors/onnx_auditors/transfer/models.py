@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_audit import v1
+from onnx_auditors import linear_head
 from onnx_auditors.context import Context, check_scores, open_network, open_session
-from onnx_auditors.errors import AuditError, InvalidConfig
+from onnx_auditors.errors import AuditError, InvalidConfig, InvalidModel
 from onnx_auditors.input_spec import sample_shape
+from onnx_auditors.network import Network, Session
 from onnx_auditors.probes import Probes
 from onnx_auditors.transfer import peer_spec
 from onnx_auditors.transfer.resizing import PeerMap
@@ -106,24 +108,65 @@ class Models:
 
         try:
             network = open_network(path, base.device, None, shape)
-            check_scores(network)
+            input_map = PeerMap(found[0], network.summary, base.input_map, base.device)
+            network, session, head = self._classifier(index, path, network, input_map)
         except AuditError as error:
             error.args = (f"{self.names[index]}: {error}",)
-            error.metadata.setdefault("field", f"{prefix}model")
+            _blame(error, prefix)
             raise
-        self._check_classes(index, network.classes)
+        if head is None:
+            self._check_classes(index, network.classes)
+        else:
+            found[0].notes.append(_said(head))
         context = Context(
             network=network,
-            session=open_session(path, network, base.device, base.session.threads),
-            input_map=PeerMap(found[0], network.summary, base.input_map, base.device),
+            session=session,
+            input_map=input_map,
             probes=Probes(base.probes.inputs, self.translated(index, self.labels)),
             summary=base.summary,
             spec=found[0].spec,
             notes=found[0].notes,
             seed=base.seed,
             device=base.device,
+            head=head,
         )
         return context, found[0], _size(path)
+
+    def _classifier(
+        self, index: int, path: Path, network: Network, input_map: PeerMap
+    ) -> tuple[Network, Session, v1.LinearHead | None]:
+        """Returns a peer with class scores: as it is, or with a linear head of its own."""
+        base = self._context
+        asked = self._head(index, network)
+        threads = base.session.threads
+        if asked is None:
+            check_scores(network)
+            return network, open_session(path, network, base.device, threads), None
+        return linear_head.attach(
+            network,
+            asked,
+            input_map,
+            base.probes,
+            base.seed,
+            device=str(base.device),
+            threads=threads,
+            classes=base.network.classes,
+        )
+
+    def _head(self, index: int, network: Network) -> v1.LinearHeadConfig | None:
+        """Returns the head that a peer gets; None where it has classes of its own."""
+        peer, own = self._peers[index - 1], self._context.head
+        if peer.HasField("linear_head"):
+            return peer.linear_head
+        if own is None or peer.label_map:
+            return None
+        try:
+            check_scores(network)
+            if network.classes == self._context.network.classes:
+                return None
+        except InvalidModel:
+            pass
+        return v1.LinearHeadConfig(method=own.config.method, l2=own.config.l2)
 
     def _check_classes(self, index: int, classes: int) -> None:
         field = f"peers[{index - 1}].label_map"
@@ -165,6 +208,24 @@ def _reference(context: Context) -> Labels:
     blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
     answers = [context.scores(context.inputs(block)).argmax(axis=1) for block in blocks]
     return np.concatenate(answers).astype(np.int64)
+
+
+def _blame(error: AuditError, prefix: str) -> None:
+    """Names the field of a peer that is at fault; the model where none is known."""
+    field = error.metadata.get("field", "")
+    if field.startswith("linear_head"):
+        error.metadata["field"] = f"{prefix}{field}"
+    elif not field.startswith("peers["):
+        error.metadata["field"] = f"{prefix}model"
+
+
+def _said(head: v1.LinearHead) -> str:
+    return (
+        f"Its answers are those of a linear head on value '{head.config.value}', fitted on the "
+        f"labels of {head.probe_count} probes of this set: right for "
+        f"{head.training_accuracy.value:.1%} of them, and for {head.held_out_accuracy.value:.1%} "
+        "when fitted without them."
+    )
 
 
 def _different(names: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from onnx_auditors.transfer.fooling import Fooling
 from onnx_auditors.transfer.kinds import pairs_by_tag
 from onnx_auditors.transfer.models import Models
 from onnx_auditors.transfer.similarity import grouped
-from onnx_auditors.transfer.tally import EVERYBODY, Block, Cell, Row, Tally
+from onnx_auditors.transfer.tally import Block, Cell, Row, Tally
 
 _ROW_SEED, _KIND_SEED = 27, 28
 
@@ -61,9 +61,7 @@ class Merging:
             kinds=self._kinds(),
             fooling=self._fooling.summary(len(self._models)),
         )
-        order, merges = grouped(self._rates())
-        section.order.extend(order)
-        section.merges.extend(merges)
+        self._group(section)
         for attack in self._config.attacks:
             files = Files(self._models, self._partials, self._rows, attack)
             training = files.training_set()
@@ -152,6 +150,7 @@ class Merging:
             resized_width=size[1],
             parity_difference=parity.max_relative_difference,
             parity_tolerance=parity.tolerance,
+            linear_head=context.head if model else None,
             clean_accuracy=accuracy,
             noise=[
                 v1.FixedNoise(sigma=sigma, error_rate=proportion(int(errors), right))
@@ -187,7 +186,7 @@ class Merging:
         for attack, tally in self._tallies.items():
             if attack in ENSEMBLE:
                 continue
-            for i, ((tag, alone), group) in enumerate(tally.groups.items()):
+            for i, (kind, group) in enumerate(tally.groups.items()):
                 seed = [self._base.seed, _KIND_SEED, attack, i]
                 state = int(np.random.SeedSequence(seed).generate_state(1)[0])
                 errors, cells, noise = group.sums
@@ -195,8 +194,10 @@ class Merging:
                 found.append(
                     v1.TransferKind(
                         attack=attack,
-                        tag=tag,
-                        alone=alone,
+                        tag=kind.tag,
+                        alone=kind.alone,
+                        source_value=kind.source,
+                        target_value=kind.target,
                         pairs=len(group.pairs),
                         error_rate=rate,
                         noise_error_rate=under_noise,
@@ -205,14 +206,18 @@ class Merging:
                 )
         return found
 
-    def _rates(self) -> np.ndarray:
-        """Returns error rates of the first attack of single sources, by source and target."""
-        rates = np.full((len(self._models), len(self._models)), math.nan)
-        for attack in self._config.attacks:
-            if attack in ENSEMBLE:
-                continue
-            for (source, target), cell in self._tallies[attack].cells.items():
-                if source != EVERYBODY and cell.table.sum():
-                    rates[source, target] = cell.table[1].sum() / cell.table.sum()
-            break
-        return rates
+    def _group(self, section: v1.TransferSection) -> None:
+        """Fills in how models group together by the first attack on single sources."""
+        count = len(self._models)
+        chosen = next((a for a in self._config.attacks if a not in ENSEMBLE), None)
+        if chosen is None:
+            section.order.extend(range(count))
+            return
+        rates = np.full((count, count), math.nan)
+        for (source, target), cell in self._tallies[chosen].cells.items():
+            if cell.table.sum():
+                rates[source, target] = cell.table[1].sum() / cell.table.sum()
+        order, merges = grouped(rates)
+        section.order.extend(order)
+        section.merges.extend(merges)
+        section.grouped_by = chosen

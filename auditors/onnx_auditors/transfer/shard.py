@@ -16,9 +16,10 @@ import torch
 from onnx_audit import v1
 from onnx_auditors.context import Context, Searched
 from onnx_auditors.distortion import noise
+from onnx_auditors.transfer.examples import Examples, box_of
 from onnx_auditors.transfer.models import Models
 from onnx_auditors.transfer.sizes import Floats, lengths, scaled
-from onnx_auditors.transfer.sources import Examples, Source, box_of
+from onnx_auditors.transfer.sources import Source
 
 _NOISE_SEED, _SHUFFLE_SEED, _FIXED_SEED, _LEVEL_SEED = 23, 24, 25, 26
 _MAKING = 0.8

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from onnx_audit import v1
 from onnx_auditors.context import Context, Searched
 from onnx_auditors.distortion import drawing
 from onnx_auditors.distortion.batch import Batch, look
-from onnx_auditors.distortion.gradients import differentiable
 from onnx_auditors.distortion.memory import batch_rows
 from onnx_auditors.distortion.projected import ANCHORED_BUDGET
 from onnx_auditors.distortion.searching import search
 from onnx_auditors.transfer import reuse
-from onnx_auditors.transfer.config import ENSEMBLE, MINIMAL, TARGETED
+from onnx_auditors.transfer.config import MINIMAL, TARGETED
+from onnx_auditors.transfer.examples import Bools, Examples, Indices, box_of
+from onnx_auditors.transfer.fixed_size import FixedSize
 from onnx_auditors.transfer.models import Labels, Models
-from onnx_auditors.transfer.momentum import Images, Surrogate, momentum
-from onnx_auditors.transfer.sizes import Doubles, Floats, lengths, scaled
+from onnx_auditors.transfer.sizes import Floats, lengths
 
 _OVERSHOOT = 1e-3
 """Share of the change by which the smallest ones go past the boundary, where that still fools."""
-_MOST_MEMBERS = 8
-"""Models of an ensemble; of more than that so many are drawn."""
-_TARGET_SEED, _MOMENTUM_SEED, _MEMBER_SEED = 20, 21, 22
+_TARGET_SEED = 20
 _BLACK_BOX_RUNS = 1000
-
-Bools = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What one attack gives for n probes.
-
-    Attributes:
-        exists: Whether there is an example, [n].
-        lacking: Whether a probe that the source answers rightly has none, [n].
-        examples: Float32 [n, ...]; the probe where there is none.
-        l2: Lengths of the changes, float64 [n].
-        aimed: Classes aimed at, in the audited model's numbers, int64 [n]; None if untargeted.
-    """
-
-    exists: Bools
-    lacking: Bools
-    examples: Floats
-    l2: Doubles
-    aimed: Indices | None
 
 
 class Source:
@@ -74,6 +46,7 @@ class Source:
         self._models, self._config, self._model = models, config, model
         self._searched = searched
         self._base = models.open(0)
+        self._fixed_size = FixedSize(models, config, model)
 
     def make(
         self,
@@ -94,8 +67,7 @@ class Source:
         aimed = _aims(self._models, rows, self._base.seed) if attack in TARGETED else None
         if attack in MINIMAL:
             return self._minimal(rows, aimed, progress)
-        members = self._members() if attack in ENSEMBLE else [self._model]
-        return self._momentum(attack, members, rows, aimed, progress)
+        return self._fixed_size.make(attack, rows, aimed, progress)
 
     def _minimal(
         self, rows: Indices, aimed: Indices | None, progress: Callable[[float], object]
@@ -178,80 +150,6 @@ class Source:
         )
         exists = found.outcome == v1.PROBE_OUTCOME_CONFIRMED
         return exists, batch.searched & ~exists, _past(context, batch, found.best.examples, exists)
-
-    def _momentum(
-        self,
-        attack: v1.TransferAttack.ValueType,
-        members: list[int],
-        rows: Indices,
-        aimed: Indices | None,
-        progress: Callable[[float], object],
-    ) -> Examples:
-        base, config, models = self._base, self._config, self._models
-        inputs = base.inputs(rows)
-        labels = models.labels[rows]
-        known = [models.translated(m, labels) >= 0 for m in members]
-        exists = np.any(known, axis=0)
-        if aimed is not None:
-            exists &= aimed >= 0
-        radius = config.attack_rms * math.sqrt(math.prod(inputs.shape[1:]))
-        step = min(batch_rows(models.open(m)) for m in members)
-        seed = [base.seed, _MOMENTUM_SEED, attack, self._model]
-        offset = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-        found = inputs.copy()
-        places = np.flatnonzero(exists)
-        total = len(places)
-        for begin in range(0, len(places), step):
-            part = places[begin : begin + step]
-            own, goals = labels[part], None if aimed is None else aimed[part]
-
-            def tell(share: float, begin: int = begin, count: int = total) -> None:
-                progress((begin + share * min(step, count - begin)) / count)
-
-            x = momentum(
-                [self._surrogate(m, own, goals) for m in members],
-                torch.from_numpy(inputs[part]).to(base.device),
-                (base.input_map.lower, base.input_map.upper),
-                radius,
-                config.attack_steps,
-                torch.from_numpy((offset + rows[part].astype(np.uint64)).view(np.int64)).to(
-                    base.device
-                ),
-                [*seed, int(rows[part[0]])],
-                Images.of(base.spec.probe_layout, inputs.shape[1:]),
-                tell,
-            )
-            found[part] = x.cpu().numpy()
-        wanted = np.where(exists, radius, 0.0)
-        examples = scaled(inputs, found.astype(np.float64) - inputs, wanted, box_of(base))
-        nothing = np.zeros(len(rows), dtype=bool)
-        return Examples(exists, nothing, examples, lengths(inputs, examples), aimed)
-
-    def _surrogate(
-        self, member: int, labels: Labels, aimed: Labels | None
-    ) -> Callable[[], Surrogate]:
-        models, device = self._models, self._base.device
-
-        def to(classes: Labels) -> torch.Tensor:
-            return torch.from_numpy(models.translated(member, classes)).to(device)
-
-        def opened() -> Surrogate:
-            logits = differentiable(models.open(member).logits)
-            return Surrogate(logits, to(labels), None if aimed is None else to(aimed))
-
-        return opened
-
-    def _members(self) -> list[int]:
-        others = [m for m in range(len(self._models)) if m != self._model]
-        if len(others) <= _MOST_MEMBERS:
-            return others
-        rng = np.random.default_rng([self._base.seed, _MEMBER_SEED, self._model])
-        return sorted(rng.choice(others, size=_MOST_MEMBERS, replace=False).tolist())
-
-
-def box_of(context: Context) -> tuple[Floats, Floats]:
-    """Returns the lower and upper end of probe space; they broadcast to a probe."""
-    return context.input_map.lower.cpu().numpy(), context.input_map.upper.cpu().numpy()
 
 
 def _past(context: Context, batch: Batch, examples: Floats, exists: Bools) -> Floats:

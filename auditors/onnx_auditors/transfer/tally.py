@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_audit import v1
+from onnx_auditors.transfer.kinds import Kind
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -165,7 +165,7 @@ class Tally:
         groups: Pooled cells, by what they have in common.
     """
 
-    def __init__(self, config: v1.TransferConfig, probes: int, groups: dict[Any, Pairs]) -> None:
+    def __init__(self, config: v1.TransferConfig, probes: int, groups: dict[Kind, Pairs]) -> None:
         self._draws, self._levels = config.noise_draws, len(config.rms_levels)
         self.cells: dict[tuple[int, int], Cell] = {}
         self.rows: dict[tuple[int, int], Row] = {}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from onnx_audit import v1
-from onnx_auditors import configs
+from onnx_auditors import configs, unit_arrays
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
-from onnx_auditors.units import passes, section
+from onnx_auditors.units import passes, reference, section, words
+from onnx_auditors.units.embedding import GIVEN
 from onnx_auditors.units.setup import Setup, set_up
-from onnx_auditors.units.source import Indices, Source
+from onnx_auditors.units.source import Embedding, Indices, Single, Source
 
 
 class UnitsAuditor:
@@ -67,7 +70,7 @@ class UnitsAuditor:
         """Says what a reader must know: a blind embedding, layers left out, no labels."""
         found = []
         if section.embedding.HasField("sees_labels") and not section.embedding.sees_labels:
-            found.append(_BLIND)
+            found.append(_blind(section))
         if section.left_out:
             message = (
                 f"{len(section.left_out)} of {len(section.left_out) + len(section.layers)} layers "
@@ -76,48 +79,67 @@ class UnitsAuditor:
             )
             found.append(v1.ReportWarning(code="LAYERS_LEFT_OUT", message=message))
         if context.probes.labels is None:
-            found.append(_UNLABELLED)
+            found.append(_unlabelled(section))
         return found
 
 
 _NAMED = 8
-_BLIND = v1.ReportWarning(
-    code="EMBEDDING_BLIND_TO_LABELS",
-    message=(
-        "the built-in reference embedding does not tell the probes' labels apart: that units and "
-        "random directions are equally coherent in it says little about this model"
-    ),
-)
-_UNLABELLED = v1.ReportWarning(
-    code="UNLABELLED_PROBES",
-    message=(
-        "the probes have no labels: units were judged by coherence alone, in the built-in "
-        "reference embedding"
-    ),
-)
 
-_last: list[tuple[Context, Setup]] = []
-"""What was set up last: a process does many shards of one audit."""
+
+def _blind(section: v1.UnitsSection) -> v1.ReportWarning:
+    return v1.ReportWarning(
+        code="EMBEDDING_BLIND_TO_LABELS",
+        message=(
+            f"the reference embedding ({section.embedding.source}) does not tell the probes' "
+            "labels apart: that units and random directions are equally coherent in it says little "
+            "about this model"
+        ),
+    )
+
+
+def _unlabelled(section: v1.UnitsSection) -> v1.ReportWarning:
+    kinds = {score.kind for layer in section.layers for score in layer.scores}
+    names = " and ".join(words.NAMES[kind] for kind in sorted(kinds))
+    return v1.ReportWarning(
+        code="UNLABELLED_PROBES",
+        message=(
+            f"the probes have no labels: units were judged by {names} alone, in the reference "
+            f"embedding {section.embedding.source}"
+        ),
+    )
+
+
+_last: list[tuple[Context, v1.UnitsConfig, Setup]] = []
+"""What was set up last, and for which configuration: a process does many shards of one audit."""
 
 
 def _setup(config: v1.UnitsConfig, context: Context) -> Setup:
-    # A configuration with its defaults filled in sets up the same as before.
-    if _last and _last[0][0] is context and _last[0][1].config == config:
-        return _last[0][1]
+    for before, asked, setup in _last:
+        # A configuration with its defaults filled in sets up the same as before.
+        if before is context and config in (asked, setup.config):
+            return setup
     configs.check(config)
-    setup = set_up(config, _source(context))
-    _last[:] = [(context, setup)]
+    setup = set_up(config, _source(config, context))
+    _last[:] = [(context, copy.deepcopy(config), setup)]
     return setup
 
 
-def _source(context: Context) -> Source:
-    """Returns network and probes as units see them."""
+def _source(config: v1.UnitsConfig, context: Context) -> Source:
+    """Returns network and probes as units see them, with the arrays that the user gives.
+
+    Raises:
+        AuditError: An array, or the model of the reference embedding, cannot be used.
+    """
+    count = context.summary.count
+
+    def array(field: str) -> Any:  # noqa: ANN401 - what each field holds
+        return unit_arrays.read(field, context.arrays, config, count)
 
     def feed(rows: Indices) -> Tensor:
         with torch.no_grad():
             return context.input_map(torch.from_numpy(context.inputs(rows)).to(context.device))
 
-    spec, count = context.spec, context.summary.count
+    spec = context.spec
     return Source(
         network=context.network,
         feed=feed,
@@ -127,7 +149,21 @@ def _source(context: Context) -> Source:
         count=count,
         seed=context.seed,
         labels=context.labels(np.arange(count)),
+        concepts=array(unit_arrays.CONCEPTS),
+        masks=array(unit_arrays.MASKS),
+        embedding=_embedding(config, context, array(unit_arrays.FEATURES)),
+        given=array(unit_arrays.DIRECTIONS) or {},
     )
+
+
+def _embedding(
+    config: v1.UnitsConfig, context: Context, features: Single | None
+) -> Embedding | None:
+    if features is not None:
+        return Embedding(GIVEN, lambda rows: features[rows])
+    if config.embedding.model:
+        return reference.of_model(config.embedding, context)
+    return None
 
 
 def _ranks(setup: Setup, blocks: range) -> range:

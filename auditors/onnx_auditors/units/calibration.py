@@ -40,7 +40,7 @@ class Scale:
     Attributes:
         live: Their indices, [d].
         mean: Mean over probes and positions, float64 [d].
-        std: Standard deviation, likewise.
+        divisor: What they are divided by; see `tempered`, float64 [d].
         sign: 1, or -1 for a unit that speaks on its lower side, float32 [d].
         plateau: Number of live units with a plateau at the top.
         active: Whether a unit is active on a probe of the sample, over all units, bool.
@@ -48,7 +48,7 @@ class Scale:
 
     live: Indices
     mean: Floats
-    std: Floats
+    divisor: Floats
     sign: Tensor
     plateau: int
     active: Bools
@@ -58,7 +58,7 @@ class Scale:
         device = units.device
         picked = units if len(self.live) == units.shape[2] else units[:, :, self.live]
         mean = torch.from_numpy(self.mean).float().to(device)
-        inverse = torch.from_numpy(1 / self.std).float().to(device)
+        inverse = torch.from_numpy(1 / self.divisor).float().to(device)
         return (picked - mean) * inverse
 
 
@@ -139,17 +139,49 @@ def scale_of(value: Value, found: Tensor, active: Bools) -> Scale:
     return Scale(
         live=chosen,
         mean=mean[chosen],
-        std=std[chosen],
+        divisor=tempered(found[:, :, chosen], mean[chosen], std[chosen]),
         sign=torch.from_numpy(np.where(flipped, -1, 1).astype(np.float32)),
         plateau=int((top > max(_PLATEAU_SHARE * len(found), 1)).sum()),
         active=np.asarray(active.any(0) if value.rectified else varies),
     )
 
 
+def tempered(found: Tensor, mean: Floats, std: Floats) -> Floats:
+    """Returns what units are divided by: standard deviations, drawn to each other.
+
+    Units whose weights are alike in size differ in their standard deviations all the same, by how
+    far they follow the strongest common components. Dividing by that takes these components from
+    random directions and leaves them to units: networks with Gaussian weights then look meaningful
+    (index 0.51). So the logarithms of the standard deviations are drawn to their mean by the share
+    of their variance that units with Gaussian weights have (Efron & Morris 1973, "Stein's
+    estimation rule and its competitors"): sum l^2 / (2 (sum l)^2) for components with variances l,
+    as the delta method gives it, where sum l^2 / (sum l)^2 is estimated by the mean square
+    correlation of pairs of units.
+
+    Args:
+        found: The sample of the units, [m, p, d].
+        mean: Their means, [d].
+        std: Their standard deviations, above 0, [d].
+    """
+    rows, size = len(found), len(std)
+    every = torch.arange(rows, device=found.device)
+    single = found[every, every % found.shape[1]]
+    centre, inverse = (torch.from_numpy(a).float().to(found.device) for a in (mean, 1 / std))
+    standard = (single - centre) * inverse
+    product = standard.T @ standard if size <= rows else standard @ standard.T
+    squares = float((product / rows).double().square().sum())
+    # Without a unit's correlation with itself, and what chance adds over so many probes.
+    shared = max(0.0, (squares / size - 1) / max(size - 1, 1) - 1 / rows)
+    logarithms = np.log(std)
+    spread = float(logarithms.var())
+    kept = max(0.0, 1 - shared / (2 * spread)) if spread > 0 else 0.0
+    return np.asarray(np.exp(logarithms.mean() + kept * (logarithms - logarithms.mean())))
+
+
 def rescaled(scale: Scale, found: Tensor) -> Scale:
     """Returns the scale of the same units after the rectifier, from its sample [m, p, units]."""
     std, mean = _moments(found[:, :, scale.live])
-    return replace(scale, mean=mean, std=np.where(std > 0, std, 1.0))
+    return replace(scale, mean=mean, divisor=np.where(std > 0, std, 1.0))
 
 
 def _moments(found: Tensor) -> tuple[Floats, Floats]:

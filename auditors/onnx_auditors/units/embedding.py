@@ -82,23 +82,27 @@ def features(source: Source, rows: Indices) -> Single:
     values themselves.
     """
     if source.embedding is not None:
-        return source.embedding[rows].astype(np.float32)
+        return _narrowed(source.embedding.features(rows), source.seed)
     probes = source.images(rows)
-    side = source.image_shape
-    if side is None:
-        flat = probes.reshape(len(probes), -1)
-        if flat.shape[1] > _WIDEST:
-            rng = np.random.default_rng([source.seed, _SEED])
-            flat = flat @ rng.standard_normal((flat.shape[1], _WIDEST // 4), dtype=np.float32)
-        return flat
+    if source.image_shape is None:
+        return _narrowed(probes.reshape(len(probes), -1), source.seed)
     images = torch.from_numpy(source.as_images(probes))
     return _convolved(images, source.seed).numpy()
+
+
+def _narrowed(flat: Single, seed: int) -> Single:
+    """Returns features [n, any], seeded random projections of them where there are very many."""
+    if flat.shape[1] <= _WIDEST:
+        return flat
+    rng = np.random.default_rng([seed, _SEED])
+    drawn = rng.standard_normal((flat.shape[1], _WIDEST // 4), dtype=np.float32)
+    return np.asarray(flat @ drawn, dtype=np.float32)
 
 
 def describe(source: Source) -> str:
     """Returns where the embedding comes from."""
     if source.embedding is not None:
-        return GIVEN
+        return source.embedding.source
     return BUILT_IN if source.image_shape is not None else RAW
 
 

@@ -15,8 +15,9 @@ from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.errors import ProbesDoNotFit
 from onnx_auditors.network import Network
 from onnx_auditors.units import passes, section
+from onnx_auditors.units.embedding import GIVEN
 from onnx_auditors.units.setup import set_up
-from onnx_auditors.units.source import Indices, Single, Source
+from onnx_auditors.units.source import Embedding, Indices, Single, Source
 
 Array = npt.ArrayLike | Tensor
 _IMAGE_RANK = 3
@@ -130,10 +131,10 @@ def source_of(
         limits=(float(probes.min()), float(probes.max())),
         count=len(probes),
         seed=seed,
-        labels=_integers(labels),
-        concepts=_truth(concepts, "concepts"),
-        masks=_truth(masks, "masks"),
-        embedding=None if embedding is None else _single(embedding, "embedding"),
+        labels=_integers(labels, len(probes)),
+        concepts=_truth(concepts, "concepts", (len(probes), "c")),
+        masks=_truth(masks, "masks", (len(probes), "c", "height", "width")),
+        embedding=None if embedding is None else _embedding(embedding, len(probes)),
         given={name: _single(m, f"directions for '{name}'") for name, m in (given or {}).items()},
     )
 
@@ -149,19 +150,41 @@ def _single(given: Array, name: str) -> Single:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _integers(given: Array | None) -> Indices | None:
+def _embedding(given: Array, count: int) -> Embedding:
+    features = _single(given, "embedding")
+    _check_shape(features, "embedding", (count, "e"))
+    if not np.isfinite(features).all():
+        raise ProbesDoNotFit("the reference embedding holds NaN or infinite values")
+    return Embedding(GIVEN, lambda rows: features[rows])
+
+
+def _check_shape(
+    array: npt.NDArray[np.generic], name: str, expected: tuple[int | str, ...]
+) -> None:
+    if array.ndim != len(expected) or len(array) != expected[0]:
+        axes = ", ".join(map(str, expected))
+        raise ProbesDoNotFit(
+            f"{name} has the shape {list(array.shape)}; expected [{axes}], a row per probe"
+        )
+
+
+def _integers(given: Array | None, count: int) -> Indices | None:
     if given is None:
         return None
     array = _array(given)
+    _check_shape(array, "labels", (count,))
     if array.dtype.kind not in "iu":
         raise ProbesDoNotFit(f"labels are of {array.dtype.name}; expected integers")
     return array.astype(np.int64)
 
 
-def _truth(given: Array | None, name: str) -> npt.NDArray[np.bool_] | None:
+def _truth(
+    given: Array | None, name: str, expected: tuple[int | str, ...]
+) -> npt.NDArray[np.bool_] | None:
     if given is None:
         return None
     array = _array(given)
+    _check_shape(array, name, expected)
     if not np.isin(array, (0, 1)).all():
         raise ProbesDoNotFit(f"{name} hold other values than 0 and 1")
     return array.astype(bool)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from onnx_audit import v1
 from onnx_auditors.network import Network
-from onnx_auditors.units import calibration, receptive
+from onnx_auditors.units import calibration, receptive, secondary
 from onnx_auditors.units.concepts import Concepts, best_auroc, best_iou
 from onnx_auditors.units.directions import Family
 from onnx_auditors.units.setup import Prepared, Setup
-from onnx_auditors.units.source import Bools
+from onnx_auditors.units.source import Bools, Floats, Indices, Single
 from onnx_auditors.units.top import Top
 
 Tell = Callable[[float], None]
@@ -125,36 +125,82 @@ def _features(setup: Setup, ranks: range) -> bytes:
 
 def _chunks(setup: Setup, prepared: Prepared, blocks: range) -> list[v1.UnitsPartial.ChunkPartial]:
     """Scores directions on the sample, those chunks that belong to the blocks."""
-    source, count = setup.source, len(prepared.sample)
-    rows = setup.order.probes[:count]
-    concepts = Concepts.of(
-        source.labels[rows] if source.labels is not None else None,
-        source.concepts[rows] if source.concepts is not None else None,
-        source.seed,
-    )
-    masks = None
-    if source.masks is not None and prepared.job.value.grid:
-        masks = receptive.grown(source, prepared.job, rows)
-    if concepts is None and masks is None:
-        return []
+    known = _Known.of(setup, prepared)
     chunks, number = [], -1
     for family in setup.families(prepared):
         if family in _AFTER:
             continue
         for begin, end in prepared.directions.chunks(family):
             number += 1
-            if number % setup.blocks not in blocks:
-                continue
-            rng = np.random.default_rng([source.seed, _TIES_SEED, family, begin])
-            if concepts is not None:
-                parts = family in {Family.NATURAL, Family.RANDOM}
-                values = prepared.directions.project(prepared.sample, family, begin, end)
-                scores, best = best_auroc(values, concepts, rng, parts=parts)
-                chunks.append(_chunk(family, begin, v1.UNIT_SCORE_KIND_CONCEPT, scores, best))
-            if masks is not None:
-                places = _places(prepared, family, begin, end)
-                scores, best = best_iou(places, masks, rng)
-                chunks.append(_chunk(family, begin, v1.UNIT_SCORE_KIND_IOU, scores, best))
+            if number % setup.blocks in blocks:
+                chunks += _scored(setup, prepared, known, family, begin, end)
+    return chunks
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of the probes of a sample; None for what no score can be made of.
+
+    Attributes:
+        concepts: Concepts, or labels in their place.
+        masks: Which places see a concept, bool [m * positions, c].
+        labels: Labels, [m].
+        embedding: The reference embedding, [m, e].
+    """
+
+    concepts: Concepts | None
+    masks: Tensor | None
+    labels: Indices | None
+    embedding: Single | None
+
+    @classmethod
+    def of(cls, setup: Setup, prepared: Prepared) -> _Known:
+        """Looks it up."""
+        source, count = setup.source, len(prepared.sample)
+        rows = setup.order.probes[:count]
+        labels = source.labels[rows] if source.labels is not None else None
+        shown = source.concepts[rows] if source.concepts is not None else None
+        seen = source.masks is not None and prepared.job.value.grid
+        enough = count >= 4 * secondary.SHOWN
+        trained = not prepared.job.untrained
+        return cls(
+            concepts=Concepts.of(labels, shown, source.seed),
+            masks=receptive.grown(source, prepared.job, rows) if seen else None,
+            labels=labels if trained else None,
+            embedding=setup.seen[:count] if enough and trained else None,
+        )
+
+
+def _scored(
+    setup: Setup, prepared: Prepared, known: _Known, family: int, begin: int, end: int
+) -> list[v1.UnitsPartial.ChunkPartial]:
+    """Scores one chunk."""
+    chunks = []
+
+    def keep(kind: v1.UnitScoreKind.ValueType, scores: Floats, best: Indices) -> None:
+        chunks.append(
+            v1.UnitsPartial.ChunkPartial(
+                family=family,
+                begin=begin,
+                kind=kind,
+                scores=scores.astype("<f8").tobytes(),
+                best=best.astype("<i4").tobytes(),
+            )
+        )
+
+    rng = np.random.default_rng([setup.source.seed, _TIES_SEED, family, begin])
+    values = prepared.directions.project(prepared.sample, family, begin, end)
+    if known.concepts is not None:
+        parts = family in {Family.NATURAL, Family.RANDOM}
+        keep(v1.UNIT_SCORE_KIND_CONCEPT, *best_auroc(values, known.concepts, rng, parts=parts))
+    if known.masks is not None:
+        places = _places(prepared, family, begin, end)
+        keep(v1.UNIT_SCORE_KIND_IOU, *best_iou(places, known.masks, rng))
+    if known.labels is not None:
+        keep(v1.UNIT_SCORE_KIND_SELECTIVITY, *secondary.selectivity(values, known.labels))
+    if known.embedding is not None:
+        told = secondary.two_afc(values, known.embedding)
+        keep(v1.UNIT_SCORE_KIND_TWO_AFC, told, np.zeros(len(told), dtype=np.int64))
     return chunks
 
 
@@ -162,19 +208,3 @@ def _places(prepared: Prepared, family: int, begin: int, end: int) -> Tensor:
     """Returns values at every place of the sample, [directions, probes * positions]."""
     flat = prepared.sample.reshape(-1, 1, prepared.sample.shape[2])
     return prepared.directions.project(flat, family, begin, end)
-
-
-def _chunk(
-    family: int,
-    begin: int,
-    kind: v1.UnitScoreKind.ValueType,
-    scores: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    best: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> v1.UnitsPartial.ChunkPartial:
-    return v1.UnitsPartial.ChunkPartial(
-        family=family,
-        begin=begin,
-        kind=kind,
-        scores=scores.astype("<f8").tobytes(),
-        best=best.astype("<i4").tobytes(),
-    )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onnx_auditors.network import Layer, Network
 from onnx_auditors.units.setup import Job
-from onnx_auditors.units.source import Indices, Source
+from onnx_auditors.units.source import Bools, Indices, Source
 from onnx_auditors.units.values import RECTIFIERS, layers_of
 
 _WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
@@ -23,6 +23,7 @@ _POINTWISE = RECTIFIERS | frozenset(
     }
 )  # fmt: skip
 _MAP_AXES = 4
+_BLOCK = 2**24
 
 
 @dataclass(frozen=True)
@@ -81,25 +82,35 @@ def grown(source: Source, job: Job, rows: Indices) -> Tensor:
     """
     if source.masks is None:
         raise ValueError("there are no masks")
-    masks = source.masks[rows]
     positions = job.value.positions
     grid = job.value.grid
     field = field_of(job.network, job.value.measured)
-    image = (masks.shape[2], masks.shape[3])
+    count, height, width = source.masks.shape[1:]
+    image = (height, width)
     if field is None or len(grid) != 2:  # noqa: PLR2004 - two axes of space
         boxes = np.tile([0, 0, *image], (len(positions), 1))
     else:
         boxes = field.boxes(positions, (grid[0], grid[1]), image)
+    step = max(1, _BLOCK // (count * height * width))
+    blocks = [
+        _seen(source.masks[rows[begin : begin + step]], boxes)
+        for begin in range(0, len(rows), step)
+    ]
+    return torch.from_numpy(np.concatenate(blocks)).to(job.network.device)
+
+
+def _seen(masks: Bools, boxes: Indices) -> Bools:
+    """Returns whether there is a concept in boxes, [m * boxes, c], for masks [m, c, h, w]."""
     # Sums over boxes by differences of cumulated sums.
-    sums = np.zeros((*masks.shape[:2], image[0] + 1, image[1] + 1), dtype=np.int32)
+    rows, count, height, width = masks.shape
+    sums = np.zeros((rows, count, height + 1, width + 1), dtype=np.int32)
     sums[:, :, 1:, 1:] = masks.cumsum(2, dtype=np.int32).cumsum(3, dtype=np.int32)
     top, left, bottom, right = boxes.T
     inside = (
         sums[:, :, bottom, right] - sums[:, :, top, right]
         - sums[:, :, bottom, left] + sums[:, :, top, left]
     )  # fmt: skip
-    seen = np.moveaxis(inside > 0, 1, 2).reshape(-1, masks.shape[1])
-    return torch.from_numpy(seen).to(job.network.device)
+    return np.moveaxis(inside > 0, 1, 2).reshape(-1, count)
 
 
 def _after(layer: Layer, before: list[Field]) -> Field | None:

@@ -16,6 +16,7 @@ from onnx_auditors.units.source import EIGHTHS, Bools, Floats, Indices
 from onnx_auditors.units.top import joined
 
 LayerPartial = v1.UnitsPartial.LayerPartial
+_WITH_CONCEPTS = (v1.UNIT_SCORE_KIND_CONCEPT, v1.UNIT_SCORE_KIND_IOU)
 
 
 @dataclass(eq=False)
@@ -129,5 +130,5 @@ def of_chunks(kind: v1.UnitScoreKind.ValueType, tops: Tops) -> Scored | None:
         top=0,
         families=families,
         without={f: s[:, 1:].T for f, s in pairs if s.shape[1] > 1},
-        best=tops.best[kind, Family.NATURAL],
+        best=tops.best[kind, Family.NATURAL] if kind in _WITH_CONCEPTS else None,
     )

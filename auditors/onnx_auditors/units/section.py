@@ -34,6 +34,7 @@ _DISCOVERIES = 0.05
 _PERMUTATIONS, _PERMUTATION_SEED = 20, 71
 _BINS = 24
 _TAIL = 0.025
+_SECONDARY = (v1.UNIT_SCORE_KIND_SELECTIVITY, v1.UNIT_SCORE_KIND_TWO_AFC)
 
 
 @dataclass(eq=False)
@@ -147,6 +148,9 @@ def _measure(
             _permute(setup, tops, entry)
         message.scores.append(entry)
         found.spreads.append(spread)
+    for kind in _SECONDARY:
+        if (other := scored.of_chunks(kind, tops)) is not None:
+            message.secondary.append(_score(other, prepared, len(setup.order.probes))[0])
     message.bases.extend(_bases(prepared, scores))
     message.units.extend(_units(setup, found))
     connectivity.describe(setup, prepared, message)

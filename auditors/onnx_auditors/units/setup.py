@@ -18,7 +18,7 @@ from onnx_auditors.units.calibration import Scale
 from onnx_auditors.units.directions import Directions, Family
 from onnx_auditors.units.embedding import Reference
 from onnx_auditors.units.lists import width_for
-from onnx_auditors.units.source import Order, Source, order_of
+from onnx_auditors.units.source import Order, Single, Source, order_of
 from onnx_auditors.units.values import Value
 
 LEAST_TOP = 9
@@ -125,7 +125,7 @@ class Setup:
         and never on how it is shared out. Their values fit into 256 MiB.
         """
         entries = sum(len(job.value.positions) * job.value.dimension for job in self.jobs)
-        wanted = min(_BLOCK_BYTES // (8 * entries), len(self.order.probes) // _SHARDS)
+        wanted = min(_BLOCK_BYTES // (4 * entries), len(self.order.probes) // _SHARDS)
         power = 1 << (max(1, wanted).bit_length() - 1)
         return max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, power))
 
@@ -133,6 +133,16 @@ class Setup:
     def reference(self) -> Reference:
         """The reference embedding."""
         return Reference.fit(self.source, self.order.probes, self.step)
+
+    @cached_property
+    def seen(self) -> Single:
+        """The reference embedding of the largest sample, by rank, float32 [m, e]."""
+        size = max(calibration.sample_size(job.value, len(self.order.probes)) for job in self.jobs)
+        parts = [
+            self.reference(self.order.probes[i : min(i + self.step, size)])
+            for i in range(0, size, self.step)
+        ]
+        return np.concatenate(parts)
 
     @property
     def blocks(self) -> int:
@@ -226,10 +236,11 @@ def _given(
     if matrix.ndim != 2 or matrix.shape[1] != value.dimension or not np.isfinite(matrix).all():  # noqa: PLR2004 - a matrix
         raise ProbesDoNotFit(
             f"directions for '{value.name}' have the shape {list(matrix.shape)}; expected finite "
-            f"rows of {value.dimension} units"
+            f"rows of {value.dimension} units",
+            field="given_directions",
         )
-    # <x, v> over raw units is <z, std v> over standardised ones, up to a constant.
-    return torch.from_numpy((matrix[:, scale.live] * scale.std).astype(np.float32))
+    # <x, v> over raw units is <z, divisor v> over standardised ones, up to a constant.
+    return torch.from_numpy((matrix[:, scale.live] * scale.divisor).astype(np.float32))
 
 
 def resolve(config: v1.UnitsConfig, source: Source, count: int) -> v1.UnitsConfig:
@@ -254,16 +265,14 @@ def resolve(config: v1.UnitsConfig, source: Source, count: int) -> v1.UnitsConfi
             f"all probes have the label {int(source.labels[0])}: at least two classes are needed; "
             "leave the labels out for the scores that need none"
         )
-    return v1.UnitsConfig(
-        values=config.values,
-        directions=config.directions or 1024,
-        rotations=config.rotations or 99,
-        top=top,
-        max_probes=config.max_probes,
-        max_layers=config.max_layers or 12,
-        bases=list(config.bases) or [v1.UNIT_BASIS_PCA, v1.UNIT_BASIS_ICA],
-        untrained_twin=config.untrained_twin,
-    )
+    resolved = v1.UnitsConfig()
+    resolved.CopyFrom(config)
+    resolved.directions = config.directions or 1024
+    resolved.rotations = config.rotations or 99
+    resolved.top = top
+    resolved.max_layers = config.max_layers or 12
+    resolved.bases[:] = list(config.bases) or [v1.UNIT_BASIS_PCA, v1.UNIT_BASIS_ICA]
+    return resolved
 
 
 def set_up(config: v1.UnitsConfig, source: Source) -> Setup:
@@ -283,7 +292,7 @@ def set_up(config: v1.UnitsConfig, source: Source) -> Setup:
         raise InvalidConfig(
             f"directions are given for '{unknown[0]}', which is not looked at; values looked at: "
             f"{', '.join(names)}",
-            field="values",
+            field="given_directions",
         )
     sample = source.feed(order.probes[:2])
     described = values.describe(network, names, sample)

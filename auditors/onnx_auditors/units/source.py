@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,19 @@ _SMOOTH = 0.3
 
 
 @dataclass(frozen=True, eq=False)
+class Embedding:
+    """A reference embedding that the user gives.
+
+    Attributes:
+        source: Where it comes from, for the report.
+        features: From indices of probes to features, float32 [m, any].
+    """
+
+    source: str
+    features: Callable[[Indices], Single]
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A network with n probes.
 
@@ -43,7 +55,7 @@ class Source:
         labels: int64 [n]; None where there are none.
         concepts: Whether a probe shows a concept, bool [n, c]; None where the labels stand in.
         masks: Where it shows them, bool [n, c, height, width]; None where that is not known.
-        embedding: The user's reference embedding, float32 [n, e]; None for the built-in one.
+        embedding: The user's reference embedding; None for the built-in one.
         given: The user's directions by value, float32 [m, units].
     """
 
@@ -57,16 +69,22 @@ class Source:
     labels: Indices | None = None
     concepts: Bools | None = None
     masks: Bools | None = None
-    embedding: Single | None = None
+    embedding: Embedding | None = None
     given: Mapping[str, Single] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._check_rows("labels", self.labels, 1)
-        self._check_rows("concepts", self.concepts, 2)
-        self._check_rows("masks", self.masks, 4)
-        self._check_rows("embedding", self.embedding, 2)
-        if self.embedding is not None and not np.isfinite(self.embedding).all():
-            raise ProbesDoNotFit("the reference embedding holds NaN or infinite values")
+        if self.masks is None:
+            return
+        shape = self.image_shape
+        if shape is None:
+            raise ProbesDoNotFit("masks are given, and the probes are no images", field="masks")
+        sides = self.as_images(self.images(np.arange(1))).shape[2:]
+        if self.masks.shape[2:] != sides:
+            raise ProbesDoNotFit(
+                f"masks are {self.masks.shape[2]} x {self.masks.shape[3]} pixels, and the probes "
+                f"{sides[0]} x {sides[1]}; expected a value for each pixel",
+                field="masks",
+            )
 
     @cached_property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -104,14 +122,6 @@ class Source:
         elif self.channels_last:
             images = np.moveaxis(images, 3, 1)
         return np.ascontiguousarray(images)
-
-    def _check_rows(self, name: str, array: npt.NDArray[Any] | None, rank: int) -> None:
-        if array is not None and (array.ndim != rank or len(array) != self.count):
-            axes = ["c"] if rank == 2 else ["c", "height", "width"]  # noqa: PLR2004 - a matrix
-            expected = ", ".join([str(self.count), *axes[: rank - 1]])
-            raise ProbesDoNotFit(
-                f"{name} has the shape {list(array.shape)}; expected [{expected}], a row per probe"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,24 +37,39 @@ class Top:
             first_rank: Rank of the first probe.
         """
         rows = slice(begin, begin + len(values))
-        width = self.keys.shape[1]
-        reach = values >= self._least[rows]
-        most = int(reach.sum(1).max())
+        width, count = self.keys.shape[1], values.shape[1]
+        least = self._least[rows]
+        if count >= width and bool(torch.isinf(least).any()):
+            least = torch.maximum(least, _bar(values, width))
+        # Few of the probes matter: only those are packed and sorted.
+        row, column = _places(values >= least)
+        number = torch.bincount(row, minlength=len(values))
+        most = int(number.max())
         if not most:
             return
-        if most < values.shape[1] // 4:
-            # Late in the pass few probes still matter: only those are packed and sorted.
-            picked = torch.where(reach, values, -torch.inf).topk(most, dim=1)
-            fresh = pack(picked.values, picked.indices + first_rank)
-            fresh[picked.values == -torch.inf] = _NONE
-            # topk may take any of equal values; all of those that reach the bar are in it.
-        else:
-            ranks = torch.arange(first_rank, first_rank + values.shape[1], device=values.device)
-            fresh = pack(values, ranks)
-        joined = torch.cat([self.keys[rows], fresh], 1)
-        self.keys[rows] = largest(joined, width)
-        least = self.keys[rows].amin(1, keepdim=True)
-        self._least[rows] = torch.where(least == _NONE, -torch.inf, unpack(least)[0])
+        place = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+        fresh = torch.full((len(values), most), _NONE, device=values.device)
+        fresh[row, place] = pack(values[row, column], column + first_rank)
+        self.keys[rows] = largest(torch.cat([self.keys[rows], fresh], 1), width)
+        lowest = self.keys[rows].amin(1, keepdim=True)
+        self._least[rows] = torch.where(lowest == _NONE, -torch.inf, unpack(lowest)[0])
+
+
+def _bar(values: Tensor, width: int) -> Tensor:
+    """Returns the value of that place in each row, counted from the largest, [rows, 1]."""
+    if values.device.type == "cpu":
+        place = values.shape[1] - width
+        return torch.from_numpy(np.partition(values.numpy(), place, 1)[:, place : place + 1])
+    return values.topk(width, dim=1, sorted=False).values.amin(1, keepdim=True)
+
+
+def _places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns rows and columns of true entries, in row-major order."""
+    if chosen.device.type == "cpu":
+        flat = torch.from_numpy(np.flatnonzero(chosen.numpy()))
+    else:
+        flat = chosen.reshape(-1).nonzero()[:, 0]
+    return flat // chosen.shape[1], flat % chosen.shape[1]
 
 
 def largest(keys: Tensor, width: int) -> Tensor:

@@ -9,6 +9,8 @@ NAMES = {
     v1.UNIT_SCORE_KIND_CONCEPT: "concepts",
     v1.UNIT_SCORE_KIND_COHERENCE: "coherence",
     v1.UNIT_SCORE_KIND_IOU: "masks",
+    v1.UNIT_SCORE_KIND_SELECTIVITY: "class selectivity",
+    v1.UNIT_SCORE_KIND_TWO_AFC: "2-AFC",
 }
 """What a score is made of."""
 _SAYINGS = {

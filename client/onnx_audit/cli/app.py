@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from onnx_audit.cli.attest import attest, verify
 from onnx_audit.cli.audits import audits
 from onnx_audit.cli.compare import compare
 from onnx_audit.cli.demo import demo
@@ -128,7 +129,9 @@ def cli() -> None:
     """
 
 
-for _command in (audits, compare, demo, gate, models, policy, probes, report, run, upload):
+for _command in (
+    *(attest, audits, compare, demo, gate, models, policy, probes, report, run, upload, verify),
+):
     cli.add_command(_command)
 
 

@@ -43,6 +43,7 @@ class AuditFiles:
     transfer: v1.TransferConfig
     spec: v1.InputSpec
     linear_head: v1.LinearHeadConfig | None
+    fresh: bool
     timeout: float | None
 
     def load(self) -> LoadedFiles:
@@ -106,6 +107,7 @@ class LoadedFiles:
             seed=asked.seed,
             timeout=asked.timeout,
             linear_head=asked.linear_head,
+            fresh=asked.fresh,
             policy=policy,
             baseline=baseline,
         )
@@ -159,6 +161,10 @@ def upload_peers(client: Client, model: Path, configs: v1.AuditorConfigs, view: 
 
     Files of the same content are one model to the service; the report calls them by their names.
     """
+    reference = configs.units.embedding.model
+    if reference and not is_content_name(reference, "models"):
+        uploaded = client.upload_model(reference, progress=view.upload)
+        configs.units.embedding.model = uploaded.name
     if not configs.HasField("transfer"):
         return
     configs.transfer.display_name = configs.transfer.display_name or model.stem
@@ -226,6 +232,11 @@ _OPTIONS: Final[tuple[Any, ...]] = (
     transfer_options,
     spec_options,
     head_options,
+    click.option(
+        "--fresh",
+        is_flag=True,
+        help="Compute every section anew, even where an earlier audit has computed the same.",
+    ),
     click.option(
         "--timeout",
         metavar="DURATION",

@@ -15,6 +15,7 @@ from onnx_audit.cli.figures import short_digest, state_name
 from onnx_audit.cli.head_options import config_text
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json, print_rows
+from onnx_audit.cli.policy_view import verdict_name
 from onnx_audit.cli.report_view import spec_text
 from onnx_audit.cli.tables import print_facts
 from onnx_audit.status import require_success
@@ -136,5 +137,6 @@ def _print_audit(console: Console, audit: v1.Audit) -> None:
         ("started", time_text(audit.start_time)),
         ("ended", time_text(audit.end_time)),
         ("report", audit.report_digest),
+        ("verdict", verdict_name(audit.verdict) if audit.verdict else ""),
     ]
     print_facts(console, rows)

@@ -117,7 +117,9 @@ def line_for(event: v1.AuditEvent) -> str | None:
             f"(attempt {started.attempt})"
         )
     if kind == "section_ready":
-        return f"{auditor_name(event.section_ready.auditor)}: complete"
+        ready = event.section_ready
+        source = f", reused from {ready.reused_from}" if ready.reused_from else ""
+        return f"{auditor_name(ready.auditor)}: complete{source}"
     return event.notice.message if kind == "notice" else None
 
 

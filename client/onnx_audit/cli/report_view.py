@@ -126,7 +126,9 @@ def _provenance(report: v1.Report) -> list[tuple[str, str]]:
     rows += [
         (
             f"time of {auditor_name(row.auditor)}",
-            f"{row.duration.ToTimedelta().total_seconds():.1f} s in {row.shards} shards",
+            f"none: reused from {row.reused_from}"
+            if row.reused_from
+            else f"{row.duration.ToTimedelta().total_seconds():.1f} s in {row.shards} shards",
         )
         for row in report.execution.auditor_seconds
     ]

@@ -12,10 +12,12 @@ from rich.text import Text
 from onnx_audit import v1
 from onnx_audit.cli.figures import estimate_text, number
 from onnx_audit.cli.tables import print_section, print_table
+from onnx_audit.cli.tree import drawn
 
 _EVERYBODY: Final = -1
 _SHADES: Final = ((0.75, "white on red3"), (0.5, "black on orange3"), (0.25, "black on yellow3"))
 _SHOWN_PARTNERS: Final = 3
+_TREE_WIDTH: Final = 40
 
 
 def attack_name(attack: v1.TransferAttack.ValueType) -> str:
@@ -162,7 +164,7 @@ def _print_kinds(console: Console, section: v1.TransferSection) -> None:
             ("differ in", "examples", "pairs", "error rate", "noise", "excess"),
             (
                 (
-                    f"{kind.tag} alone" if kind.alone else kind.tag,
+                    _difference(kind),
                     attack_name(kind.attack),
                     str(kind.pairs),
                     estimate_text(kind.error_rate),
@@ -174,21 +176,37 @@ def _print_kinds(console: Console, section: v1.TransferSection) -> None:
         )
 
 
+def _difference(kind: v1.TransferKind) -> str:
+    if kind.source_value or kind.target_value:
+        return f"{kind.tag}: {kind.source_value} to {kind.target_value}"
+    return f"{kind.tag} alone" if kind.alone else kind.tag
+
+
 def _print_groups(console: Console, section: v1.TransferSection) -> None:
-    """Prints which models group together; far-off groups last."""
+    """Prints which models group together, as a tree and in numbers; far-off groups last."""
     members = {i: [name] for i, name in enumerate(section.models)}
     rows = []
     for i, merge in enumerate(section.merges):
         left, right = members[merge.left], members[merge.right]
         members[len(section.models) + i] = left + right
         rows.append((number(merge.distance), _listed(left), _listed(right)))
-    if rows:
-        print_table(
-            console,
-            "Similar models: groups that join, at 1 less their mean transfer rate",
-            ("distance", "group", "joins"),
-            rows,
-        )
+    if not rows:
+        return
+    print_table(
+        console,
+        f"Similar models ({attack_name(section.grouped_by)}): groups that join, at 1 less their "
+        "mean transfer rate",
+        ("distance", "group", "joins"),
+        rows,
+    )
+    tree = drawn(list(section.order), list(section.merges), _TREE_WIDTH)
+    farthest = number(max(merge.distance for merge in section.merges))
+    print_table(
+        console,
+        "",
+        ("model", f"0 to {farthest}"),
+        ((section.models[model], line) for model, line in zip(section.order, tree, strict=True)),
+    )
 
 
 def _listed(names: list[str]) -> str:

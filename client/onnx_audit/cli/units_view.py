@@ -32,12 +32,12 @@ def print_units(console: Console, section: v1.UnitsSection) -> None:
                 score_name(score.kind),
                 estimate_text(score.index_auc),
                 estimate_text(score.rotated_index),
-                number(score.p_holm),
+                number(score.p_holm) if score.verdict else "secondary",
                 number(score.natural_mean.value),
                 number(score.random_mean.value),
             )
             for layer in section.layers
-            for score in layer.scores
+            for score in (*layer.scores, *layer.secondary)
         ),
     )
     _print_bases(console, section)
@@ -48,7 +48,7 @@ def print_units(console: Console, section: v1.UnitsSection) -> None:
 
 def score_name(kind: v1.UnitScoreKind.ValueType) -> str:
     """A score's name, such as "label"."""
-    return v1.UnitScoreKind.Name(kind).removeprefix("UNIT_SCORE_KIND_").lower()
+    return v1.UnitScoreKind.Name(kind).removeprefix("UNIT_SCORE_KIND_").lower().replace("_", "-")
 
 
 def _summary(section: v1.UnitsSection) -> list[tuple[str, str]]:

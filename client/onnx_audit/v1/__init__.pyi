@@ -36,7 +36,9 @@ from onnx_audit.v1.audit_pb2 import REPORT_FORMAT_UNSPECIFIED as REPORT_FORMAT_U
 from onnx_audit.v1.audit_pb2 import RenderReportRequest as RenderReportRequest
 from onnx_audit.v1.audit_pb2 import RenderReportResponse as RenderReportResponse
 from onnx_audit.v1.audit_pb2 import ReportFormat as ReportFormat
+from onnx_audit.v1.audit_pb2 import SectionKey as SectionKey
 from onnx_audit.v1.audit_pb2 import SectionResult as SectionResult
+from onnx_audit.v1.audit_pb2 import StoredSection as StoredSection
 from onnx_audit.v1.audit_pb2 import WatchAuditRequest as WatchAuditRequest
 from onnx_audit.v1.blob_pb2 import FindMissingRequest as FindMissingRequest
 from onnx_audit.v1.blob_pb2 import FindMissingResponse as FindMissingResponse
@@ -221,12 +223,18 @@ from onnx_audit.v1.transfer_pb2 import FixedNoise as FixedNoise
 from onnx_audit.v1.transfer_pb2 import FoolingExample as FoolingExample
 from onnx_audit.v1.transfer_pb2 import FoolingSet as FoolingSet
 from onnx_audit.v1.transfer_pb2 import PeerModel as PeerModel
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_DIVERSE as TRANSFER_ATTACK_DIVERSE
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_DIVERSE_TARGETED as TRANSFER_ATTACK_DIVERSE_TARGETED
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_ENSEMBLE as TRANSFER_ATTACK_ENSEMBLE
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_ENSEMBLE_TARGETED as TRANSFER_ATTACK_ENSEMBLE_TARGETED
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_INTERMEDIATE as TRANSFER_ATTACK_INTERMEDIATE
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_INTERMEDIATE_TARGETED as TRANSFER_ATTACK_INTERMEDIATE_TARGETED
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_MINIMAL as TRANSFER_ATTACK_MINIMAL
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_MINIMAL_TARGETED as TRANSFER_ATTACK_MINIMAL_TARGETED
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_MOMENTUM as TRANSFER_ATTACK_MOMENTUM
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_MOMENTUM_TARGETED as TRANSFER_ATTACK_MOMENTUM_TARGETED
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_SCALE_INVARIANT as TRANSFER_ATTACK_SCALE_INVARIANT
+from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_SCALE_INVARIANT_TARGETED as TRANSFER_ATTACK_SCALE_INVARIANT_TARGETED
 from onnx_audit.v1.transfer_pb2 import TRANSFER_ATTACK_UNSPECIFIED as TRANSFER_ATTACK_UNSPECIFIED
 from onnx_audit.v1.transfer_pb2 import TransferArtefact as TransferArtefact
 from onnx_audit.v1.transfer_pb2 import TransferAttack as TransferAttack
@@ -259,6 +267,8 @@ from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_COHERENCE as UNIT_SCORE_KIND
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_CONCEPT as UNIT_SCORE_KIND_CONCEPT
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_IOU as UNIT_SCORE_KIND_IOU
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_LABEL as UNIT_SCORE_KIND_LABEL
+from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_SELECTIVITY as UNIT_SCORE_KIND_SELECTIVITY
+from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_TWO_AFC as UNIT_SCORE_KIND_TWO_AFC
 from onnx_audit.v1.units_pb2 import UNIT_SCORE_KIND_UNSPECIFIED as UNIT_SCORE_KIND_UNSPECIFIED
 from onnx_audit.v1.units_pb2 import UNIT_VERDICT_LESS as UNIT_VERDICT_LESS
 from onnx_audit.v1.units_pb2 import UNIT_VERDICT_MORE as UNIT_VERDICT_MORE
@@ -271,6 +281,7 @@ from onnx_audit.v1.units_pb2 import UnitEmbedding as UnitEmbedding
 from onnx_audit.v1.units_pb2 import UnitGallery as UnitGallery
 from onnx_audit.v1.units_pb2 import UnitGalleryKind as UnitGalleryKind
 from onnx_audit.v1.units_pb2 import UnitHistogram as UnitHistogram
+from onnx_audit.v1.units_pb2 import UnitReference as UnitReference
 from onnx_audit.v1.units_pb2 import UnitRow as UnitRow
 from onnx_audit.v1.units_pb2 import UnitScore as UnitScore
 from onnx_audit.v1.units_pb2 import UnitScoreKind as UnitScoreKind

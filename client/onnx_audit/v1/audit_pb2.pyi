@@ -209,6 +209,7 @@ class Audit(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     BASELINE_FIELD_NUMBER: _builtins.int
     POLICY_RESULT_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output: `audits/{id}`."""
     display_name: _builtins.str
@@ -231,6 +232,8 @@ class Audit(_message.Message):
     """The report that the policy compares with: `audits/{id}/report` of an audit that has succeeded,
     or `blobs/{sha256}` of an uploaded report in JSON.
     """
+    fresh: _builtins.bool
+    """Compute every section anew, even where an earlier audit has computed the same one."""
     @_builtins.property
     def input_spec(self) -> _probe_set_pb2.InputSpec:
         """How probes map to the model's input; what is left out is worked out where it is safe to, and
@@ -306,10 +309,11 @@ class Audit(_message.Message):
         policy: _policy_pb2.Policy | None = ...,
         baseline: _builtins.str = ...,
         policy_result: _policy_pb2.PolicyResult | None = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "linear_head", b"linear_head", "policy", b"policy", "policy_result", b"policy_result", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "baseline", b"baseline", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "policy", b"policy", "policy_result", b"policy_result", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "baseline", b"baseline", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "fresh", b"fresh", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "policy", b"policy", "policy_result", b"policy_result", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,16 +546,20 @@ class AuditEvent(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         AUDITOR_FIELD_NUMBER: _builtins.int
+        REUSED_FROM_FIELD_NUMBER: _builtins.int
         auditor: _report_pb2.Auditor.ValueType
         """The auditor."""
+        reused_from: _builtins.str
+        """`audits/{id}` that computed the section, if this audit did not."""
         def __init__(
             self,
             *,
             auditor: _report_pb2.Auditor.ValueType = ...,
+            reused_from: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "reused_from", b"reused_from"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -657,6 +665,9 @@ class AuditPlan(_message.Message):
     PLANS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     LINEAR_HEAD_FIELD_NUMBER: _builtins.int
+    CODE_SHA256_FIELD_NUMBER: _builtins.int
+    code_sha256: _builtins.str
+    """Digest of the auditors' source code."""
     @_builtins.property
     def provenance(self) -> _report_pb2.Provenance:
         """What the figures will depend on."""
@@ -690,10 +701,11 @@ class AuditPlan(_message.Message):
         plans: _abc.Iterable[Global___AuditEvent.AuditorPlan] | None = ...,
         warnings: _abc.Iterable[_report_pb2.ReportWarning] | None = ...,
         linear_head: _linear_head_pb2.LinearHead | None = ...,
+        code_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "linear_head", b"linear_head", "parity", b"parity", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "linear_head", b"linear_head", "parity", b"parity", "plans", b"plans", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "code_sha256", b"code_sha256", "linear_head", b"linear_head", "parity", b"parity", "plans", b"plans", "provenance", b"provenance", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,6 +760,98 @@ class SectionResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_section) -> _WhichOneofReturnType_section | None: ...
 
 Global___SectionResult: _TypeAlias = SectionResult  # noqa: Y015
+
+@_typing.final
+class SectionKey(_message.Message):
+    """What a section depends on; its digest names the section that workers keep for later audits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDITOR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROBE_SET_FIELD_NUMBER: _builtins.int
+    INPUT_SPEC_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    CODE_SHA256_FIELD_NUMBER: _builtins.int
+    auditor: _report_pb2.Auditor.ValueType
+    """The auditor."""
+    model: _builtins.str
+    """`models/{sha256}`."""
+    probe_set: _builtins.str
+    """`probes/{sha256}`."""
+    code_sha256: _builtins.str
+    """Digest of the auditors' source code."""
+    @_builtins.property
+    def input_spec(self) -> _probe_set_pb2.InputSpec:
+        """How probes map to the model's input."""
+
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHead:
+        """The linear head, if there is one."""
+
+    @_builtins.property
+    def configs(self) -> Global___AuditorConfigs:
+        """The configuration with its defaults filled in, and that of the auditor that it builds on, where
+        the audit has both.
+        """
+
+    @_builtins.property
+    def provenance(self) -> _report_pb2.Provenance:
+        """Seed, versions, device, precision and threads."""
+
+    def __init__(
+        self,
+        *,
+        auditor: _report_pb2.Auditor.ValueType = ...,
+        model: _builtins.str = ...,
+        probe_set: _builtins.str = ...,
+        input_spec: _probe_set_pb2.InputSpec | None = ...,
+        linear_head: _linear_head_pb2.LinearHead | None = ...,
+        configs: Global___AuditorConfigs | None = ...,
+        provenance: _report_pb2.Provenance | None = ...,
+        code_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configs", b"configs", "input_spec", b"input_spec", "linear_head", b"linear_head", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "code_sha256", b"code_sha256", "configs", b"configs", "input_spec", b"input_spec", "linear_head", b"linear_head", "model", b"model", "probe_set", b"probe_set", "provenance", b"provenance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SectionKey: _TypeAlias = SectionKey  # noqa: Y015
+
+@_typing.final
+class StoredSection(_message.Message):
+    """A section that workers keep for later audits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIT_FIELD_NUMBER: _builtins.int
+    SECTION_SHA256_FIELD_NUMBER: _builtins.int
+    PARTIALS_SHA256_FIELD_NUMBER: _builtins.int
+    audit: _builtins.str
+    """`audits/{id}` that computed it."""
+    section_sha256: _builtins.str
+    """Digest of the blob that holds the SectionResult."""
+    @_builtins.property
+    def partials_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of its shards' results, by shard number: other auditors may build on them."""
+
+    def __init__(
+        self,
+        *,
+        audit: _builtins.str = ...,
+        section_sha256: _builtins.str = ...,
+        partials_sha256: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit", b"audit", "partials_sha256", b"partials_sha256", "section_sha256", b"section_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredSection: _TypeAlias = StoredSection  # noqa: Y015
 
 @_typing.final
 class CreateAuditRequest(_message.Message):

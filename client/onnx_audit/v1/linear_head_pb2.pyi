@@ -96,7 +96,7 @@ class LinearHead(_message.Message):
     features: _builtins.int
     """Entries of the value for one input."""
     classes: _builtins.int
-    """Number of classes: the largest label and 1."""
+    """Number of classes: the largest label and 1; those of the audited model where the head is a peer's."""
     probe_count: _builtins.int
     """Probes that it was fitted on."""
     sha256: _builtins.str

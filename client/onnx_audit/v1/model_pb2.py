@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/model.proto\x12\ronnx_audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12+\n\tonnx_file\x18\x03 \x01(\x0b\x32\x18.onnx_audit.v1.ModelFile\x12\x30\n\x0e\x65xternal_files\x18\x04 \x03(\x0b\x32\x18.onnx_audit.v1.ModelFile\x12,\n\x04tags\x18\x05 \x03(\x0b\x32\x1e.onnx_audit.v1.Model.TagsEntry\x12,\n\x07summary\x18\x06 \x01(\x0b\x32\x1b.onnx_audit.v1.ModelSummary\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"/\n\rOperatorCount\x12\x0f\n\x07op_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\x88\x02\n\x0cModelSummary\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.TensorInfo\x12*\n\x07outputs\x18\x03 \x03(\x0b\x32\x19.onnx_audit.v1.TensorInfo\x12\r\n\x05opset\x18\x04 \x01(\x03\x12\x12\n\nir_version\x18\x05 \x01(\x03\x12\x10\n\x08producer\x18\x06 \x01(\t\x12\x12\n\nnode_count\x18\x07 \x01(\x03\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\x12/\n\toperators\x18\t \x03(\x0b\x32\x1c.onnx_audit.v1.OperatorCount\"P\n\x12\x43reateModelRequest\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.onnx_audit.v1.Model\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.onnx_audit.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xeb\x01\n\x0cModelService\x12\x46\n\x0b\x43reateModel\x12!.onnx_audit.v1.CreateModelRequest\x1a\x14.onnx_audit.v1.Model\x12@\n\x08GetModel\x12\x1e.onnx_audit.v1.GetModelRequest\x1a\x14.onnx_audit.v1.Model\x12Q\n\nListModels\x12 .onnx_audit.v1.ListModelsRequest\x1a!.onnx_audit.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19onnx_audit/v1/model.proto\x12\ronnx_audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12+\n\tonnx_file\x18\x03 \x01(\x0b\x32\x18.onnx_audit.v1.ModelFile\x12\x30\n\x0e\x65xternal_files\x18\x04 \x03(\x0b\x32\x18.onnx_audit.v1.ModelFile\x12,\n\x04tags\x18\x05 \x03(\x0b\x32\x1e.onnx_audit.v1.Model.TagsEntry\x12,\n\x07summary\x18\x06 \x01(\x0b\x32\x1b.onnx_audit.v1.ModelSummary\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\tModelFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"/\n\rOperatorCount\x12\x0f\n\x07op_type\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\xb1\x02\n\x0cModelSummary\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12)\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.onnx_audit.v1.TensorInfo\x12*\n\x07outputs\x18\x03 \x03(\x0b\x32\x19.onnx_audit.v1.TensorInfo\x12\r\n\x05opset\x18\x04 \x01(\x03\x12\x12\n\nir_version\x18\x05 \x01(\x03\x12\x10\n\x08producer\x18\x06 \x01(\t\x12\x12\n\nnode_count\x18\x07 \x01(\x03\x12\x17\n\x0fparameter_count\x18\x08 \x01(\x03\x12/\n\toperators\x18\t \x03(\x0b\x32\x1c.onnx_audit.v1.OperatorCount\x12\'\n\x05\x66iles\x18\n \x03(\x0b\x32\x18.onnx_audit.v1.ModelFile\"P\n\x12\x43reateModelRequest\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.onnx_audit.v1.Model\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.onnx_audit.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xeb\x01\n\x0cModelService\x12\x46\n\x0b\x43reateModel\x12!.onnx_audit.v1.CreateModelRequest\x1a\x14.onnx_audit.v1.Model\x12@\n\x08GetModel\x12\x1e.onnx_audit.v1.GetModelRequest\x1a\x14.onnx_audit.v1.Model\x12Q\n\nListModels\x12 .onnx_audit.v1.ListModelsRequest\x1a!.onnx_audit.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,15 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORCOUNT']._serialized_start=525
   _globals['_OPERATORCOUNT']._serialized_end=572
   _globals['_MODELSUMMARY']._serialized_start=575
-  _globals['_MODELSUMMARY']._serialized_end=839
-  _globals['_CREATEMODELREQUEST']._serialized_start=841
-  _globals['_CREATEMODELREQUEST']._serialized_end=921
-  _globals['_GETMODELREQUEST']._serialized_start=923
-  _globals['_GETMODELREQUEST']._serialized_end=954
-  _globals['_LISTMODELSREQUEST']._serialized_start=956
-  _globals['_LISTMODELSREQUEST']._serialized_end=1014
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1016
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1099
-  _globals['_MODELSERVICE']._serialized_start=1102
-  _globals['_MODELSERVICE']._serialized_end=1337
+  _globals['_MODELSUMMARY']._serialized_end=880
+  _globals['_CREATEMODELREQUEST']._serialized_start=882
+  _globals['_CREATEMODELREQUEST']._serialized_end=962
+  _globals['_GETMODELREQUEST']._serialized_start=964
+  _globals['_GETMODELREQUEST']._serialized_end=995
+  _globals['_LISTMODELSREQUEST']._serialized_start=997
+  _globals['_LISTMODELSREQUEST']._serialized_end=1055
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1057
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1140
+  _globals['_MODELSERVICE']._serialized_start=1143
+  _globals['_MODELSERVICE']._serialized_end=1378
 # @@protoc_insertion_point(module_scope)

@@ -201,6 +201,7 @@ class ModelSummary(_message.Message):
     NODE_COUNT_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     OPERATORS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
     """Digest that names the model."""
     opset: _builtins.int
@@ -225,6 +226,10 @@ class ModelSummary(_message.Message):
     def operators(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorCount]:
         """Operators by falling count, then by name."""
 
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """The files that the model consists of, the ONNX file first, its external data by path."""
+
     def __init__(
         self,
         *,
@@ -237,10 +242,11 @@ class ModelSummary(_message.Message):
         node_count: _builtins.int = ...,
         parameter_count: _builtins.int = ...,
         operators: _abc.Iterable[Global___OperatorCount] | None = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "ir_version", b"ir_version", "node_count", b"node_count", "operators", b"operators", "opset", b"opset", "outputs", b"outputs", "parameter_count", b"parameter_count", "producer", b"producer", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "inputs", b"inputs", "ir_version", b"ir_version", "node_count", b"node_count", "operators", b"operators", "opset", b"opset", "outputs", b"outputs", "parameter_count", b"parameter_count", "producer", b"producer", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

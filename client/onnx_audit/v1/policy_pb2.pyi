@@ -273,7 +273,7 @@ class GateFigure(_message.Message):
     """Whether the figure stands as it has to: PASS, FAIL or INCONCLUSIVE."""
     @_builtins.property
     def value(self) -> _estimate_pb2.Estimate:
-        """The figure, with its interval where the expression looks at that; not set where it is missing."""
+        """The figure, with its interval where it has one; not set where it is missing."""
 
     @_builtins.property
     def baseline(self) -> _estimate_pb2.Estimate:
@@ -318,7 +318,9 @@ class GateResult(_message.Message):
     FIGURES_FIELD_NUMBER: _builtins.int
     WAIVER_STATE_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
-    """PASS, FAIL or INCONCLUSIVE, before any waiver."""
+    """PASS, FAIL or INCONCLUSIVE. A waiver that counts does not change it; with one that has expired
+    what could not be decided is FAIL.
+    """
     explanation: _builtins.str
     """Why, in a sentence."""
     waiver_state: Global___WaiverState.ValueType

@@ -264,10 +264,13 @@ class AuditorSeconds(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     SHARD_SECONDS_FIELD_NUMBER: _builtins.int
+    REUSED_FROM_FIELD_NUMBER: _builtins.int
     auditor: Global___Auditor.ValueType
     """The auditor."""
     shards: _builtins.int
     """Number of shards."""
+    reused_from: _builtins.str
+    """`audits/{id}` that computed the section, if this audit took it over instead of computing it."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """Time of all shards, added up."""
@@ -283,10 +286,11 @@ class AuditorSeconds(_message.Message):
         shards: _builtins.int = ...,
         duration: _duration_pb2.Duration | None = ...,
         shard_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        reused_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "duration", b"duration", "shard_seconds", b"shard_seconds", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditor", b"auditor", "duration", b"duration", "reused_from", b"reused_from", "shard_seconds", b"shard_seconds", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

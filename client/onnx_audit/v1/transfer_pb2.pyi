@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onnx_audit.v1 import estimate_pb2 as _estimate_pb2
+from onnx_audit.v1 import linear_head_pb2 as _linear_head_pb2
 from onnx_audit.v1 import probe_set_pb2 as _probe_set_pb2
 import builtins as _builtins
 import sys
@@ -43,6 +44,22 @@ class _TransferAttackEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transf
     """As MOMENTUM, towards a class drawn at random."""
     TRANSFER_ATTACK_ENSEMBLE_TARGETED: _TransferAttack.ValueType  # 6
     """As ENSEMBLE, towards a class drawn at random."""
+    TRANSFER_ATTACK_DIVERSE: _TransferAttack.ValueType  # 7
+    """A change of fixed size: gradient steps on the source with momentum, at images that are shrunk and
+    put into a frame at random. Takes images as probes.
+    """
+    TRANSFER_ATTACK_SCALE_INVARIANT: _TransferAttack.ValueType  # 8
+    """The same with gradients that are the mean over darker copies of the input, a step ahead."""
+    TRANSFER_ATTACK_INTERMEDIATE: _TransferAttack.ValueType  # 9
+    """The same with half of the steps as MOMENTUM, and half that push the hidden value in the middle of
+    the source further where these moved it.
+    """
+    TRANSFER_ATTACK_DIVERSE_TARGETED: _TransferAttack.ValueType  # 10
+    """As DIVERSE, towards a class drawn at random."""
+    TRANSFER_ATTACK_SCALE_INVARIANT_TARGETED: _TransferAttack.ValueType  # 11
+    """As SCALE_INVARIANT, towards a class drawn at random."""
+    TRANSFER_ATTACK_INTERMEDIATE_TARGETED: _TransferAttack.ValueType  # 12
+    """As INTERMEDIATE, towards a class drawn at random."""
 
 class TransferAttack(_TransferAttack, metaclass=_TransferAttackEnumTypeWrapper):
     """How examples are made."""
@@ -63,6 +80,22 @@ TRANSFER_ATTACK_MOMENTUM_TARGETED: TransferAttack.ValueType  # 5
 """As MOMENTUM, towards a class drawn at random."""
 TRANSFER_ATTACK_ENSEMBLE_TARGETED: TransferAttack.ValueType  # 6
 """As ENSEMBLE, towards a class drawn at random."""
+TRANSFER_ATTACK_DIVERSE: TransferAttack.ValueType  # 7
+"""A change of fixed size: gradient steps on the source with momentum, at images that are shrunk and
+put into a frame at random. Takes images as probes.
+"""
+TRANSFER_ATTACK_SCALE_INVARIANT: TransferAttack.ValueType  # 8
+"""The same with gradients that are the mean over darker copies of the input, a step ahead."""
+TRANSFER_ATTACK_INTERMEDIATE: TransferAttack.ValueType  # 9
+"""The same with half of the steps as MOMENTUM, and half that push the hidden value in the middle of
+the source further where these moved it.
+"""
+TRANSFER_ATTACK_DIVERSE_TARGETED: TransferAttack.ValueType  # 10
+"""As DIVERSE, towards a class drawn at random."""
+TRANSFER_ATTACK_SCALE_INVARIANT_TARGETED: TransferAttack.ValueType  # 11
+"""As SCALE_INVARIANT, towards a class drawn at random."""
+TRANSFER_ATTACK_INTERMEDIATE_TARGETED: TransferAttack.ValueType  # 12
+"""As INTERMEDIATE, towards a class drawn at random."""
 Global___TransferAttack: _TypeAlias = TransferAttack  # noqa: Y015
 
 @_typing.final
@@ -98,6 +131,7 @@ class PeerModel(_message.Message):
     LABEL_MAP_FIELD_NUMBER: _builtins.int
     INPUT_HEIGHT_FIELD_NUMBER: _builtins.int
     INPUT_WIDTH_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`models/{sha256}`."""
     display_name: _builtins.str
@@ -128,6 +162,13 @@ class PeerModel(_message.Message):
         given: the peer numbers its classes as the audited model does.
         """
 
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHeadConfig:
+        """For a peer without classes: the linear head to fit on the labels of the probe set, which are in
+        the audited model's numbers. Unset: none; but where the audited model has a head and the peer has
+        not as many classes, one fitted in the same way.
+        """
+
     def __init__(
         self,
         *,
@@ -138,10 +179,11 @@ class PeerModel(_message.Message):
         label_map: _abc.Iterable[_builtins.int] | None = ...,
         input_height: _builtins.int = ...,
         input_width: _builtins.int = ...,
+        linear_head: _linear_head_pb2.LinearHeadConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input_spec", b"input_spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_spec", b"input_spec", "linear_head", b"linear_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "input_height", b"input_height", "input_spec", b"input_spec", "input_width", b"input_width", "label_map", b"label_map", "model", b"model", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "input_height", b"input_height", "input_spec", b"input_spec", "input_width", b"input_width", "label_map", b"label_map", "linear_head", b"linear_head", "model", b"model", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +328,7 @@ class TransferModel(_message.Message):
     CLEAN_ACCURACY_FIELD_NUMBER: _builtins.int
     NOISE_FIELD_NUMBER: _builtins.int
     PARITY_TOLERANCE_FIELD_NUMBER: _builtins.int
+    LINEAR_HEAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What people call it; numbers are added where two are called alike."""
     model: _builtins.str
@@ -324,6 +367,10 @@ class TransferModel(_message.Message):
     def noise(self) -> _containers.RepeatedCompositeFieldContainer[Global___FixedNoise]:
         """Errors that Gaussian noise of fixed size induces, by rising size."""
 
+    @_builtins.property
+    def linear_head(self) -> _linear_head_pb2.LinearHead:
+        """The peer's linear head, where it has one; the audited model's is in the report."""
+
     def __init__(
         self,
         *,
@@ -339,10 +386,11 @@ class TransferModel(_message.Message):
         clean_accuracy: _estimate_pb2.Estimate | None = ...,
         noise: _abc.Iterable[Global___FixedNoise] | None = ...,
         parity_tolerance: _builtins.float = ...,
+        linear_head: _linear_head_pb2.LinearHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec", "linear_head", b"linear_head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec", "model", b"model", "name", b"name", "noise", b"noise", "notes", b"notes", "parity_difference", b"parity_difference", "parity_tolerance", b"parity_tolerance", "resized_height", b"resized_height", "resized_width", b"resized_width", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "clean_accuracy", b"clean_accuracy", "input_spec", b"input_spec", "linear_head", b"linear_head", "model", b"model", "name", b"name", "noise", b"noise", "notes", b"notes", "parity_difference", b"parity_difference", "parity_tolerance", b"parity_tolerance", "resized_height", b"resized_height", "resized_width", b"resized_width", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -572,6 +620,8 @@ class TransferKind(_message.Message):
     ERROR_RATE_FIELD_NUMBER: _builtins.int
     NOISE_ERROR_RATE_FIELD_NUMBER: _builtins.int
     EXCESS_FIELD_NUMBER: _builtins.int
+    SOURCE_VALUE_FIELD_NUMBER: _builtins.int
+    TARGET_VALUE_FIELD_NUMBER: _builtins.int
     attack: Global___TransferAttack.ValueType
     """How the examples were made."""
     tag: _builtins.str
@@ -580,6 +630,10 @@ class TransferKind(_message.Message):
     """Whether the pairs agree in all other tags that both have."""
     pairs: _builtins.int
     """Number of ordered pairs."""
+    source_value: _builtins.str
+    """The source's value of the tag, where pairs are split by both values; empty else."""
+    target_value: _builtins.str
+    """The target's value, likewise."""
     @_builtins.property
     def error_rate(self) -> _estimate_pb2.Estimate:
         """Error rate over the cells of these pairs; each weighs by its count. The interval comes from
@@ -604,10 +658,12 @@ class TransferKind(_message.Message):
         error_rate: _estimate_pb2.Estimate | None = ...,
         noise_error_rate: _estimate_pb2.Estimate | None = ...,
         excess: _estimate_pb2.Estimate | None = ...,
+        source_value: _builtins.str = ...,
+        target_value: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error_rate", b"error_rate", "excess", b"excess", "noise_error_rate", b"noise_error_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attack", b"attack", "error_rate", b"error_rate", "excess", b"excess", "noise_error_rate", b"noise_error_rate", "pairs", b"pairs", "tag", b"tag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attack", b"attack", "error_rate", b"error_rate", "excess", b"excess", "noise_error_rate", b"noise_error_rate", "pairs", b"pairs", "source_value", b"source_value", "tag", b"tag", "target_value", b"target_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,7 +763,9 @@ class TransferMerge(_message.Message):
     right: _builtins.int
     """The second group."""
     distance: _builtins.float
-    """Their mean distance: 1 less the mean transfer rate of the smallest changes in both directions."""
+    """Their mean distance: 1 less the mean transfer rate in both directions, 0 where each model's examples
+    always fool the other.
+    """
     def __init__(
         self,
         *,
@@ -783,10 +841,13 @@ class TransferSection(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     MERGES_FIELD_NUMBER: _builtins.int
     ARTEFACTS_FIELD_NUMBER: _builtins.int
+    GROUPED_BY_FIELD_NUMBER: _builtins.int
     probe_count: _builtins.int
     """Probes audited."""
     dimension: _builtins.int
     """Dimension of probe space: the number n in the definition of rms."""
+    grouped_by: Global___TransferAttack.ValueType
+    """The attack whose transfer rates `order` and `merges` are of: the first on single sources."""
     @_builtins.property
     def config(self) -> Global___TransferConfig:
         """The configuration with its defaults filled in."""
@@ -817,11 +878,15 @@ class TransferSection(_message.Message):
 
     @_builtins.property
     def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Models in an order in which similar ones are neighbours."""
+        """Models in an order in which similar ones are neighbours: the leaves of the tree of `merges`, none
+        of whose lines cross.
+        """
 
     @_builtins.property
     def merges(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferMerge]:
-        """How models group together, nearest first."""
+        """How models group together, nearest first: one fewer than models, the last joins all. Empty where
+        no attack is on single sources.
+        """
 
     @_builtins.property
     def artefacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferArtefact]:
@@ -842,10 +907,11 @@ class TransferSection(_message.Message):
         order: _abc.Iterable[_builtins.int] | None = ...,
         merges: _abc.Iterable[Global___TransferMerge] | None = ...,
         artefacts: _abc.Iterable[Global___TransferArtefact] | None = ...,
+        grouped_by: Global___TransferAttack.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "fooling", b"fooling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "cells", b"cells", "config", b"config", "details", b"details", "dimension", b"dimension", "fooling", b"fooling", "kinds", b"kinds", "merges", b"merges", "models", b"models", "order", b"order", "probe_count", b"probe_count", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artefacts", b"artefacts", "cells", b"cells", "config", b"config", "details", b"details", "dimension", b"dimension", "fooling", b"fooling", "grouped_by", b"grouped_by", "kinds", b"kinds", "merges", b"merges", "models", b"models", "order", b"order", "probe_count", b"probe_count", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from onnx_audit.v1 import estimate_pb2 as _estimate_pb2
+from onnx_audit.v1 import probe_set_pb2 as _probe_set_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -80,6 +81,14 @@ class _UnitScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnitSco
     """The places with the largest values cover the pixels of a given concept: best intersection over
     union.
     """
+    UNIT_SCORE_KIND_SELECTIVITY: _UnitScoreKind.ValueType  # 5
+    """Secondary: how far the mean activity for one label lies above that for the others (class
+    selectivity, Morcos et al. 2018), 0 where all labels are alike and 1 where one alone is seen.
+    """
+    UNIT_SCORE_KIND_TWO_AFC: _UnitScoreKind.ValueType  # 6
+    """Secondary: how often an input with a high value is told from one with a low value by its
+    likeness to other such inputs in the reference embedding (2-AFC, Zimmermann et al. 2023): 2 P - 1.
+    """
 
 class UnitScoreKind(_UnitScoreKind, metaclass=_UnitScoreKindEnumTypeWrapper):
     """What makes the top inputs of a direction alike."""
@@ -97,6 +106,14 @@ UNIT_SCORE_KIND_COHERENCE: UnitScoreKind.ValueType  # 3
 UNIT_SCORE_KIND_IOU: UnitScoreKind.ValueType  # 4
 """The places with the largest values cover the pixels of a given concept: best intersection over
 union.
+"""
+UNIT_SCORE_KIND_SELECTIVITY: UnitScoreKind.ValueType  # 5
+"""Secondary: how far the mean activity for one label lies above that for the others (class
+selectivity, Morcos et al. 2018), 0 where all labels are alike and 1 where one alone is seen.
+"""
+UNIT_SCORE_KIND_TWO_AFC: UnitScoreKind.ValueType  # 6
+"""Secondary: how often an input with a high value is told from one with a low value by its
+likeness to other such inputs in the reference embedding (2-AFC, Zimmermann et al. 2023): 2 P - 1.
 """
 Global___UnitScoreKind: _TypeAlias = UnitScoreKind  # noqa: Y015
 
@@ -194,6 +211,10 @@ class UnitsConfig(_message.Message):
     MAX_LAYERS_FIELD_NUMBER: _builtins.int
     BASES_FIELD_NUMBER: _builtins.int
     UNTRAINED_TWIN_FIELD_NUMBER: _builtins.int
+    CONCEPTS_FIELD_NUMBER: _builtins.int
+    MASKS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    GIVEN_DIRECTIONS_FIELD_NUMBER: _builtins.int
     directions: _builtins.int
     """Isotropic random directions, 64 to 65,536; 0 means 1,024."""
     rotations: _builtins.int
@@ -206,6 +227,19 @@ class UnitsConfig(_message.Message):
     """Layers looked at where no values are named, spread over the depth; 0 means 12."""
     untrained_twin: _builtins.bool
     """Whether the same graph with freshly drawn weights is measured too."""
+    concepts: _builtins.str
+    """`blobs/{sha256}` of a safetensors file with `concepts`: whether a probe shows a concept, 0 or 1,
+    [probes, concepts]. Empty means that the labels stand in.
+    """
+    masks: _builtins.str
+    """`blobs/{sha256}` of a safetensors file with `masks`: which pixels of a probe show a concept, 0 or
+    1, [probes, concepts, height, width] in the size of the probes. Empty means no score by masks.
+    """
+    given_directions: _builtins.str
+    """`blobs/{sha256}` of a safetensors file with directions to show beside units, such as the
+    dictionary of a sparse autoencoder: a matrix [any, units] under the name of each value, over the
+    units as the network has them. Empty means none.
+    """
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Values of the network to look at; none means the layers, at most `max_layers` of them."""
@@ -213,6 +247,10 @@ class UnitsConfig(_message.Message):
     @_builtins.property
     def bases(self) -> _containers.RepeatedScalarFieldContainer[Global___UnitBasis.ValueType]:
         """Further directions to show beside units; none means PCA and ICA."""
+
+    @_builtins.property
+    def embedding(self) -> Global___UnitReference:
+        """Reference embedding for COHERENCE; unset means the built-in one."""
 
     def __init__(
         self,
@@ -225,14 +263,66 @@ class UnitsConfig(_message.Message):
         max_layers: _builtins.int = ...,
         bases: _abc.Iterable[Global___UnitBasis.ValueType] | None = ...,
         untrained_twin: _builtins.bool = ...,
+        concepts: _builtins.str = ...,
+        masks: _builtins.str = ...,
+        embedding: Global___UnitReference | None = ...,
+        given_directions: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "directions", b"directions", "max_layers", b"max_layers", "max_probes", b"max_probes", "rotations", b"rotations", "top", b"top", "untrained_twin", b"untrained_twin", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "concepts", b"concepts", "directions", b"directions", "embedding", b"embedding", "given_directions", b"given_directions", "masks", b"masks", "max_layers", b"max_layers", "max_probes", b"max_probes", "rotations", b"rotations", "top", b"top", "untrained_twin", b"untrained_twin", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitsConfig: _TypeAlias = UnitsConfig  # noqa: Y015
+
+@_typing.final
+class UnitReference(_message.Message):
+    """A reference embedding: a value of another model, or features."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    INPUT_SPEC_FIELD_NUMBER: _builtins.int
+    INPUT_HEIGHT_FIELD_NUMBER: _builtins.int
+    INPUT_WIDTH_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """`models/{sha256}`, never the audited model; not with `features`."""
+    value: _builtins.str
+    """Its value, the mean over the places of a map; empty means what its last linear layer reads."""
+    input_height: _builtins.int
+    """Height of the images that it takes, where its input leaves it open or is flat; 0 means what its
+    input says. Probes of another size are resized.
+    """
+    input_width: _builtins.int
+    """Width of the images, likewise; both or none are given."""
+    features: _builtins.str
+    """`blobs/{sha256}` of a safetensors file with `features`, [probes, any]; not with `model`."""
+    @_builtins.property
+    def input_spec(self) -> _probe_set_pb2.InputSpec:
+        """Its own input spec; unset means the audited model's. Box and divisor are always the audited
+        model's.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        value: _builtins.str = ...,
+        input_spec: _probe_set_pb2.InputSpec | None = ...,
+        input_height: _builtins.int = ...,
+        input_width: _builtins.int = ...,
+        features: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input_spec", b"input_spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "input_height", b"input_height", "input_spec", b"input_spec", "input_width", b"input_width", "model", b"model", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitReference: _TypeAlias = UnitReference  # noqa: Y015
 
 @_typing.final
 class UnitScore(_message.Message):
@@ -662,6 +752,7 @@ class UnitsLayer(_message.Message):
     BASES_FIELD_NUMBER: _builtins.int
     READING_FIELD_NUMBER: _builtins.int
     GALLERIES_FIELD_NUMBER: _builtins.int
+    SECONDARY_FIELD_NUMBER: _builtins.int
     value: _builtins.str
     """Its name in the graph."""
     dimension: _builtins.int
@@ -706,6 +797,12 @@ class UnitsLayer(_message.Message):
     def galleries(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitGallery]:
         """Pictures."""
 
+    @_builtins.property
+    def secondary(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitScore]:
+        """Scores that others use, for comparison: SELECTIVITY (with labels) and TWO_AFC. They take no part
+        in Holm's correction and have neither p_holm nor a verdict.
+        """
+
     def __init__(
         self,
         *,
@@ -725,10 +822,11 @@ class UnitsLayer(_message.Message):
         bases: _abc.Iterable[Global___UnitBasisScores] | None = ...,
         reading: Global___Connectivity | None = ...,
         galleries: _abc.Iterable[Global___UnitGallery] | None = ...,
+        secondary: _abc.Iterable[Global___UnitScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "reading", b"reading"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "galleries", b"galleries", "live", b"live", "measured_value", b"measured_value", "near_dead", b"near_dead", "plateau", b"plateau", "positions", b"positions", "reading", b"reading", "rotation_rows", b"rotation_rows", "scores", b"scores", "summary", b"summary", "units", b"units", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bases", b"bases", "connectivity", b"connectivity", "dead", b"dead", "dimension", b"dimension", "galleries", b"galleries", "live", b"live", "measured_value", b"measured_value", "near_dead", b"near_dead", "plateau", b"plateau", "positions", b"positions", "reading", b"reading", "rotation_rows", b"rotation_rows", "scores", b"scores", "secondary", b"secondary", "summary", b"summary", "units", b"units", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

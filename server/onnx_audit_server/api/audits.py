@@ -47,6 +47,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     ) -> None:
         self._settings = settings
         self._records = records
+        self._blobs = blobs
         self._sources = ReportSources(records, blobs)
         self._reports = ReportCalls(self._sources, blobs)
         self._queue = queue
@@ -134,7 +135,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
     def _accept(self, request: v1.CreateAuditRequest) -> v1.Audit:
         audit = v1.Audit()
         audit.CopyFrom(request.audit)
-        check_audit(audit, self._records, self._sources, self._settings.audit_timeout)
+        check_audit(audit, self._records, self._blobs, self._sources, self._settings.audit_timeout)
         audit.state = v1.AUDIT_STATE_QUEUED
         audit.name = f"audits/{new_id()}"
         if request.validate_only:

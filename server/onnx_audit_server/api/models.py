@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import time
 from pathlib import PurePosixPath
 from typing import Any
@@ -59,6 +60,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         else:
             model.summary.CopyFrom(await self._inspect(model))
             model.summary.sha256 = digest
+            model.summary.files.append(model.onnx_file)
+            model.summary.files.extend(sorted(model.external_files, key=lambda file: file.path))
         if request.validate_only:
             return model
         return await asyncio.to_thread(self._records.put_model, digest, model)
@@ -120,16 +123,21 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 f"reading the model took longer than {self._timeout:g} seconds",
             )
 
-        runner = self._pool.take(None)
+        runner = self._pool.take()
         try:
-            runner.affinity = "inspection"
+            runner.affinity = model.name
             runner.context = structlog.contextvars.get_contextvars()
-            path = copy_model(self._blobs, model, runner.scratch / "model")
+            path = copy_model(self._blobs, model, runner.scratch / "read")
             result = runner.scratch / "result"
             runner.call({"op": "inspect", "model": str(path), "result": str(result)}, stop)
-            return v1.ModelSummary.FromString(result.read_bytes())
-        finally:
+            summary = v1.ModelSummary.FromString(result.read_bytes())
+            shutil.rmtree(path.parent)
+        except BaseException:
             self._pool.discard(runner)
+            raise
+        # An audit of this very model is what most often comes next.
+        self._pool.give_back(runner)
+        return summary
 
 
 def check_model(model: v1.Model) -> None:

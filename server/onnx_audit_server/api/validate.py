@@ -12,8 +12,9 @@ from onnx_audit_server.api.models import check_display_name
 from onnx_audit_server.api.reports import check_policy
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.reports.sources import ReportSources
+from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
-from onnx_auditors import configs, input_spec
+from onnx_auditors import configs, input_spec, unit_arrays
 from onnx_auditors.errors import AuditError, ProbesDoNotFit
 from onnx_auditors.transfer import peer_spec
 
@@ -21,12 +22,19 @@ _DEFAULT = ("distortion", "lipschitz")
 """What an audit runs that names no auditor: what any classifier and any probes allow."""
 
 
-def check_audit(audit: v1.Audit, records: Records, sources: ReportSources, longest: float) -> None:
+def check_audit(
+    audit: v1.Audit,
+    records: Records,
+    blobs: BlobStore,
+    sources: ReportSources,
+    longest: float,
+) -> None:
     """Checks a requested audit and fills in what it leaves out.
 
     Args:
         audit: The request's audit; changed in place.
         records: Where the model and the probe set must be.
+        blobs: Where the arrays must be that the configuration names.
         sources: Where the baseline must be.
         longest: Most seconds that an audit may run, and the default.
 
@@ -41,6 +49,8 @@ def check_audit(audit: v1.Audit, records: Records, sources: ReportSources, longe
     _check_auditors(audit)
     _check_policy(audit, sources)
     _check_inputs(audit, records)
+    if audit.auditors.HasField("units"):
+        _check_unit_arrays(audit.auditors.units, records, blobs, audit)
 
 
 def _clear_output(audit: v1.Audit) -> None:
@@ -53,6 +63,7 @@ def _clear_output(audit: v1.Audit) -> None:
         auditors=audit.auditors,
         seed=audit.seed,
         baseline=audit.baseline,
+        fresh=audit.fresh,
     )
     if audit.HasField("timeout"):
         asked.timeout.CopyFrom(audit.timeout)
@@ -124,7 +135,7 @@ def _check_inputs(audit: v1.Audit, records: Records) -> None:
             metadata=error.metadata,
         ) from None
     if audit.HasField("linear_head"):
-        _check_linear_head(audit.linear_head, probe_set.summary)
+        _check_linear_head(audit.linear_head, probe_set.summary, "audit.linear_head")
     audit.input_spec.CopyFrom(spec)
     audit.input_spec_notes.extend(notes)
     if audit.auditors.HasField("transfer"):
@@ -153,6 +164,8 @@ def _check_peers(
         peer.display_name = peer.display_name or known.display_name
         if not peer.tags:
             peer.tags.update(known.tags)
+        if peer.HasField("linear_head"):
+            _check_linear_head(peer.linear_head, probe_set.summary, f"{prefix}linear_head")
         try:
             peer_spec.resolve(
                 peer, known.summary, probe_set.summary, audit.input_spec, f"peers[{i}]."
@@ -167,20 +180,52 @@ def _check_peers(
             ) from None
 
 
-def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary) -> None:
+def _check_unit_arrays(
+    config: v1.UnitsConfig, records: Records, blobs: BlobStore, audit: v1.Audit
+) -> None:
+    """Checks the arrays that `units` is given, as far as their headers tell, and its model."""
+    prefix = "audit.auditors.units."
+    probe_set = records.get_probe_set(audit.probe_set.partition("/")[2])
+    assert probe_set is not None  # noqa: S101 - seen before
+    for field, name in unit_arrays.named(config).items():
+        digest = names.parse(name, "blobs", f"{prefix}{field}")
+        try:
+            with blobs.as_file(digest) as path:
+                unit_arrays.opened(field, path, probe_set.summary.count)
+        except FileNotFoundError:
+            raise ServiceError(
+                "BLOB_MISSING",
+                f"{name} is not there; upload it with BlobService.Write first",
+                metadata={"resource": name},
+            ) from None
+        except AuditError as error:
+            raise invalid((f"{prefix}{field}", str(error))) from None
+    if reference := config.embedding.model:
+        if reference == audit.model:
+            text = "is the audited model; another model is needed to say what lies close together"
+            raise invalid((f"{prefix}embedding.model", text))
+        if records.get_model(names.parse(reference, "models", f"{prefix}embedding.model")) is None:
+            raise ServiceError(
+                "BLOB_MISSING",
+                f"{reference} is not registered; upload it and call ModelService.CreateModel first",
+                metadata={"resource": reference},
+            )
+
+
+def _check_linear_head(head: v1.LinearHeadConfig, probes: v1.ProbeSummary, field: str) -> None:
     """Checks what a head is fitted with; whether the model has its value shows when it is read."""
     if head.method not in {
         v1.HEAD_METHOD_UNSPECIFIED,
         v1.HEAD_METHOD_RIDGE,
         v1.HEAD_METHOD_SOFTMAX,
     }:
-        raise invalid(("audit.linear_head.method", f"there is no method {head.method}"))
+        raise invalid((f"{field}.method", f"there is no method {head.method}"))
     if not 0 <= head.l2 < math.inf:
         text = f"{head.l2:g}; allowed are positive numbers, and 0 for the default"
-        raise invalid(("audit.linear_head.l2", text))
+        raise invalid((f"{field}.l2", text))
     if not probes.has_labels:
         text = "the probe set has no labels, on which the head is fitted; add them as 'labels'"
-        raise invalid(("audit.linear_head", text))
+        raise invalid((field, text))
     if probes.min_label == probes.max_label:
         text = f"every probe has the label {probes.min_label}; a head needs two classes at least"
-        raise invalid(("audit.linear_head", text))
+        raise invalid((field, text))

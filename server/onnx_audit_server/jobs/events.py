@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from onnx_audit import v1
 from onnx_audit_server import logs
@@ -59,7 +59,7 @@ class EventTail:
         self._feeds: dict[str, _Feed] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def follow(self, identifier: str, sequence: int) -> AsyncIterator[v1.AuditEvent]:
+    async def follow(self, identifier: str, sequence: int) -> AsyncGenerator[v1.AuditEvent, None]:
         """Yields the events after a number as they come; returns after the audit's last one."""
         feed = self._join(identifier, sequence)
         try:

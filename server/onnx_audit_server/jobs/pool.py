@@ -10,11 +10,22 @@ from onnx_audit_server.settings import Settings
 
 
 class RunnerPool:
-    """Lends runners; an audit never gets a runner that another audit's model has been in."""
+    """Lends runners; an audit never gets a runner that another model has been in.
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        """Starts with one warm runner; `name` keeps the scratch folders of processes apart."""
+    A runner's affinity says whom it may serve: the audit whose model it has loaded, or the model
+    that was read in it when it was registered.
+    """
+
+    def __init__(self, settings: Settings, name: str, *, keep: int) -> None:
+        """Starts with one warm runner.
+
+        Args:
+            settings: The service's settings.
+            name: Keeps the scratch folders of processes apart.
+            keep: Most runners with a model in them that wait for more work.
+        """
         self._settings = settings
+        self._keep = keep
         self._scratch = settings.data / "scratch" / name
         # What a killed predecessor of this process left behind.
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -31,25 +42,26 @@ class RunnerPool:
             if not fresh and not self._closed:
                 self._idle.append(RunnerProcess(self._settings, self._scratch))
 
-    def take(self, affinity: str | None) -> RunnerProcess:
-        """Lends the runner that has this audit's model loaded, else a fresh one."""
+    def take(self, *affinities: str) -> RunnerProcess:
+        """Lends a runner of the first of these affinities that has one, else a fresh one."""
         with self._lock:
-            runner = self._pick(affinity)
+            runner = self._pick(affinities)
             if runner is None:
                 runner = RunnerProcess(self._settings, self._scratch)
             self._lent.add(runner)
         return runner
 
     def give_back(self, runner: RunnerProcess) -> None:
-        """Takes back a runner that may go on with its audit."""
+        """Takes back a runner that may go on with its audit or its model."""
         with self._lock:
             self._lent.discard(runner)
             over = [runner]
             if runner.alive and not self._closed:
                 self._idle.append(runner)
-                # An audit that ends on another machine is never forgotten here.
+                # An audit may end on another machine, and a model need not be audited here.
                 used = [idle for idle in self._idle if idle.affinity is not None]
-                over = used[: -self._settings.slots]
+                used.sort(key=lambda idle: not idle.only_read)
+                over = used[: max(0, len(used) - self._keep)]
                 self._idle = [idle for idle in self._idle if idle not in over]
         for each in over:
             each.kill()
@@ -79,9 +91,9 @@ class RunnerPool:
         for runner in runners:
             runner.kill()
 
-    def _pick(self, affinity: str | None) -> RunnerProcess | None:
+    def _pick(self, affinities: tuple[str, ...]) -> RunnerProcess | None:
         self._idle = [runner for runner in self._idle if runner.alive]
-        for wanted in dict.fromkeys((affinity, None)):
+        for wanted in (*affinities, None):
             for runner in self._idle:
                 if runner.affinity == wanted:
                     self._idle.remove(runner)

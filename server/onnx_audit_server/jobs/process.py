@@ -48,7 +48,8 @@ class RunnerProcess:
     """One isolated process with a scratch folder of its own.
 
     Attributes:
-        affinity: The audit whose model it has loaded, None while it is fresh.
+        affinity: The audit whose model it has loaded, or the model that was read in it when it was
+            registered; None while it is fresh.
         context: What its log lines are about, such as the shard it works on.
         scratch: Its working folder; goes with it.
     """
@@ -76,6 +77,11 @@ class RunnerProcess:
             os.close(writing)
         threading.Thread(target=self._read_messages, args=(reading,), daemon=True).start()
         threading.Thread(target=self._read_errors, daemon=True).start()
+
+    @property
+    def only_read(self) -> bool:
+        """Whether a model was read in it, but nothing is loaded for an audit."""
+        return self.affinity is not None and self.affinity.startswith("models/")
 
     @property
     def alive(self) -> bool:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
 APPLICATION = "onnx-audit"
-VERSION = "1"
+VERSION = "2"
 """Version of the workflows' course; raised when an old job could not go on with new code."""
 AUDITS = "audits"
 """Queue of whole audits."""

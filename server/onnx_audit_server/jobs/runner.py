@@ -57,6 +57,7 @@ class Job:
             head=self.audit.linear_head if self.audit.HasField("linear_head") else None,
             classes=need_classes(self.audit.auditors),
             peers=command["peers"],
+            arrays=command["arrays"],
         )
 
 

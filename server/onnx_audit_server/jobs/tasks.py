@@ -22,6 +22,7 @@ from onnx_audit_server.jobs.process import RunnerDiedError, RunnerError, RunnerP
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
+from onnx_auditors import unit_arrays
 
 MESSAGE = "application/x-protobuf"
 
@@ -162,11 +163,13 @@ class TaskExecutor:
         raise ServiceError("RUNNER_DIED", f"{last} (in {self._settings.shard_attempts} attempts)")
 
     def _attempt(self, task: Task) -> str:
-        runner = self._pool.take(task.audit)
+        audit = self._records.get_audit(task.audit)
+        assert audit is not None  # noqa: S101 - audits are never removed
+        runner = self._pool.take(task.audit, audit.model)
         runner.context = structlog.contextvars.get_contextvars()
         try:
-            if runner.affinity is None:
-                self._open(runner, task.audit)
+            if runner.affinity != task.audit:
+                self._open(runner, task.audit, audit)
             blob = self._command(runner, task)
         except BaseException:
             # Whatever went wrong in it, the next task gets a process that knows nothing of it.
@@ -175,10 +178,8 @@ class TaskExecutor:
         self._pool.give_back(runner)
         return blob
 
-    def _open(self, runner: RunnerProcess, audit_id: str) -> None:
+    def _open(self, runner: RunnerProcess, audit_id: str, audit: v1.Audit) -> None:
         """Puts copies of the audit's files into the runner's folder and has them loaded."""
-        audit = self._records.get_audit(audit_id)
-        assert audit is not None  # noqa: S101 - audits are never removed
         model = self._records.get_model(audit.model.partition("/")[2])
         assert model is not None  # noqa: S101 - CreateAudit has seen it
         runner.affinity = audit_id
@@ -193,6 +194,7 @@ class TaskExecutor:
                 "model": str(paths),
                 "probes": str(runner.scratch / "probes"),
                 "peers": self._peers(audit, runner.scratch / "peers"),
+                "arrays": self._arrays(audit, runner.scratch / "arrays"),
                 "device": self._settings.device,
                 "threads": self._settings.threads,
             },
@@ -201,13 +203,24 @@ class TaskExecutor:
 
     def _peers(self, audit: v1.Audit, folder: Path) -> dict[str, str]:
         """Lays the models to compare with into folders of their own; returns their paths."""
+        named = [peer.model for peer in audit.auditors.transfer.peers]
+        if reference := audit.auditors.units.embedding.model:
+            named.append(reference)
         paths = {}
-        for peer in audit.auditors.transfer.peers:
-            digest = peer.model.partition("/")[2]
+        for name in dict.fromkeys(named):
+            digest = name.partition("/")[2]
             model = self._records.get_model(digest)
             assert model is not None  # noqa: S101 - CreateAudit has seen it
-            if peer.model not in paths:
-                paths[peer.model] = str(copy_model(self._blobs, model, folder / digest))
+            paths[name] = str(copy_model(self._blobs, model, folder / digest))
+        return paths
+
+    def _arrays(self, audit: v1.Audit, folder: Path) -> dict[str, str]:
+        """Copies the arrays that the configuration names; returns their paths."""
+        paths = {}
+        for name in set(unit_arrays.named(audit.auditors.units).values()):
+            digest = name.partition("/")[2]
+            self._blobs.copy_to(digest, folder / digest)
+            paths[name] = str(folder / digest)
         return paths
 
     def _command(self, runner: RunnerProcess, task: Task) -> str:

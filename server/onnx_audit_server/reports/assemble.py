@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from google.protobuf import json_format
+from google.protobuf import duration_pb2, json_format, timestamp_pb2
 from google.protobuf.message import Message
 
 from onnx_audit import v1
+
+
+def execution(
+    audit: v1.Audit,
+    model: v1.Model,
+    end_time: timestamp_pb2.Timestamp,
+    seconds: Mapping[v1.Auditor.ValueType, Sequence[float]],
+    reused: Mapping[v1.Auditor.ValueType, str],
+) -> v1.Execution:
+    """Says how an audit went.
+
+    Args:
+        audit: The audit.
+        model: Its model.
+        end_time: When the report is made.
+        seconds: Time of each shard of the auditors that have run.
+        reused: The audits that computed the sections of the others.
+    """
+    result = v1.Execution(
+        audit=audit.name,
+        model_display_name=model.display_name,
+        start_time=audit.start_time,
+        end_time=end_time,
+    )
+    for auditor, times in seconds.items():
+        duration = duration_pb2.Duration()
+        duration.FromNanoseconds(round(sum(times) * 1e9))
+        result.auditor_seconds.add(
+            auditor=auditor, shards=len(times), duration=duration, shard_seconds=times
+        )
+    for auditor, name in reused.items():
+        result.auditor_seconds.add(auditor=auditor, reused_from=name)
+    return result
 
 
 def report(

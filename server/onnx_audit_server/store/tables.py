@@ -51,3 +51,12 @@ events = sa.Table(
     sa.Column("message", sa.LargeBinary, nullable=False),
 )
 """`message` is a v1.AuditEvent."""
+
+sections = sa.Table(
+    "sections",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+    sa.Column("message", sa.LargeBinary, nullable=False),
+)
+"""`key` is the digest of a v1.SectionKey, `message` is a v1.StoredSection."""

@@ -175,6 +175,7 @@ def test_similarity_and_fooling_set_of_one_function(same: Audit) -> None:
     """All models are at distance 0, one example is enough, and it fools all."""
     section = same.section
     assert sorted(section.order) == list(range(9))
+    assert section.grouped_by == MINIMAL
     assert all(merge.distance == pytest.approx(0, abs=1e-12) for merge in section.merges)
     assert section.fooling.proved
     assert [list(example.fooled) for example in section.fooling.smallest] == [list(range(9))]
@@ -236,13 +237,15 @@ def test_same_seed_same_section(tmp_path: Path) -> None:
             tmp_path / f"run{i}",
             [network(weights(n)) for n in range(3)],
             v1.TransferConfig(
-                budget=20,
-                attack_steps=4,
+                budget=10,
+                attack_steps=2,
+                noise_draws=1,
+                rms_levels=[0.1],
                 peers=[v1.PeerModel(), v1.PeerModel()],
                 attacks=[attack for attack in v1.TransferAttack.values() if attack],
             ),
-            images(12),
-            answers(weights(), images(12)),
+            images(8),
+            answers(weights(), images(8)),
             seed=seed,
         )
         sections.append(audit.section.SerializeToString(deterministic=True))

@@ -12,7 +12,7 @@ from scipy import stats
 
 from onnx_auditors.estimates import proportion, wilson
 from onnx_auditors.transfer.fooling import smallest_cover
-from onnx_auditors.transfer.kinds import pairs_by_tag
+from onnx_auditors.transfer.kinds import Kind, pairs_by_tag
 from onnx_auditors.transfer.similarity import grouped
 from onnx_auditors.transfer.sizes import lengths, scaled
 from onnx_auditors.transfer.statistics import clustered, excess, holm, noise_rate, p_value
@@ -136,10 +136,15 @@ def test_pairs_by_tag() -> None:
     """Pairs without one of the tags say nothing; "alone" is where nothing else differs."""
     tags = [{"a": "1", "b": "1"}, {"a": "2", "b": "1"}, {"a": "2", "b": "2"}, {"b": "1"}]
     found = pairs_by_tag(tags)
-    assert found["a", True] == {(0, 1), (1, 0)}
-    assert found["a", False] == {(0, 1), (1, 0), (0, 2), (2, 0)}
-    assert found["b", True] == {(1, 2), (2, 1), (2, 3), (3, 2)}
-    assert found["b", False] == found["b", True] | {(0, 2), (2, 0)}
+    assert found[Kind("a", alone=True)] == {(0, 1), (1, 0)}
+    assert found[Kind("a", alone=False)] == {(0, 1), (1, 0), (0, 2), (2, 0)}
+    assert found[Kind("b", alone=True)] == {(1, 2), (2, 1), (2, 3), (3, 2)}
+    assert found[Kind("b", alone=False)] == found[Kind("b", alone=True)] | {(0, 2), (2, 0)}
+    assert found[Kind("b", True, "1", "2")] == {(1, 2), (3, 2)}
+    assert found[Kind("b", True, "2", "1")] == {(2, 1), (2, 3)}
+    assert len(found) == 8
+    assert len(pairs_by_tag([{"r": str(i)} for i in range(4)])) == 2 + 12
+    assert len(pairs_by_tag([{"r": str(i)} for i in range(5)])) == 2
 
 
 def test_groups_by_hand() -> None:

@@ -51,6 +51,16 @@ def test_planted_features_are_found(straight: v1.UnitsSection) -> None:
         assert found.verdict == v1.UNIT_VERDICT_MORE
         assert found.natural_mean.value > found.random_mean.value
     assert score(straight, LABEL).natural_mean.value > 0.95
+    selectivity, two_afc = straight.layers[0].secondary
+    assert (selectivity.kind, two_afc.kind) == (
+        v1.UNIT_SCORE_KIND_SELECTIVITY,
+        v1.UNIT_SCORE_KIND_TWO_AFC,
+    )
+    assert selectivity.index_auc.value > 0.95
+    assert selectivity.p_rotation == 1 / 100
+    # Whatever a direction is, likeness tells its top inputs from its bottom ones.
+    assert min(two_afc.natural_mean.value, two_afc.random_mean.value) > 0.95
+    assert not any(other.verdict or other.p_holm for other in (selectivity, two_afc))
     assert score(straight, LABEL).units_above_random == UNITS
     assert score(straight, CONCEPT).distinct_concepts == CONCEPTS
     # Permuted labels are at the null with the same lists.
@@ -90,6 +100,8 @@ def test_a_rotated_twin_is_no_better_than_random(world: World) -> None:
         assert found.p_rotation > 0.02
         assert found.p_rotation_low > 0.02
         assert found.verdict not in {v1.UNIT_VERDICT_MORE, v1.UNIT_VERDICT_LESS}
+    for other in section.layers[0].secondary:
+        assert 0.35 < other.index_auc.value < 0.65
 
 
 def test_partial_rotations_lie_in_between(world: World) -> None:

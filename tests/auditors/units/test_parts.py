@@ -12,8 +12,18 @@ from sklearn.metrics import roc_auc_score
 from tests.auditors.units import planted
 
 from onnx_audit import v1
-from onnx_auditors.units import connectivity, directions, lists, receptive, statistics, thinning
+from onnx_auditors.units import (
+    calibration,
+    connectivity,
+    directions,
+    lists,
+    receptive,
+    secondary,
+    statistics,
+    thinning,
+)
 from onnx_auditors.units.concepts import Concepts, best_auroc, best_iou
+from onnx_auditors.units.source import Indices
 from onnx_auditors.units.top import Top, joined, pack, unpack
 
 FLOATS = st.floats(-(2.0**99), 2.0**99, width=32)
@@ -112,6 +122,46 @@ def test_overlap_is_brute_force() -> None:
             each.append(len(largest & where) / len(largest | where))
         assert scores[row] == pytest.approx(max(each))
         assert best[row] == np.argmax(each)
+
+
+def test_selectivity_is_its_formula() -> None:
+    """By loops: activity above the mean, per label, of all probes and without an eighth."""
+    rng = np.random.default_rng(11)
+    labels = rng.integers(3, 7, 200)
+    values = rng.standard_normal((6, 200)) + (labels == 5) * np.linspace(0, 4, 6)[:, None]
+    scores, best = secondary.selectivity(torch.tensor(values).float(), labels)
+    for row in range(6):
+        active = np.maximum(values[row] - values[row].mean(), 0)
+        for column in range(9):
+            kept = np.arange(200) % 8 != column - 1
+            means = sorted((active[kept & (labels == c)].mean(), c) for c in range(3, 7))
+            others = np.mean([mean for mean, _ in means[:-1]])
+            expected = (means[-1][0] - others) / (means[-1][0] + others)
+            assert scores[row, column] == pytest.approx(expected, rel=1e-5)
+            assert column or best[row] == means[-1][1]
+    only_one = torch.from_numpy(labels == 4).float()[None]
+    assert secondary.selectivity(only_one, labels)[0][0, 0] == pytest.approx(1)
+
+
+def test_two_afc_is_counted_pair_by_pair() -> None:
+    """Every pair of asked inputs, judged by its mean cosines with the shown ones."""
+    rng = np.random.default_rng(12)
+    points = rng.standard_normal((90, 4)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    values = np.concatenate([rng.standard_normal((5, 90)), points.T[:1]])
+    found = secondary.two_afc(torch.tensor(values).float(), points)
+    for row, score in zip(values, found, strict=True):
+        falling = np.argsort(-row)
+        tops, bottoms = falling[:18], falling[::-1][:18]
+
+        def likeness(asked: int, tops: Indices = tops, bottoms: Indices = bottoms) -> float:
+            near = np.mean([points[asked] @ points[shown] for shown in tops[::2]])
+            far = np.mean([points[asked] @ points[shown] for shown in bottoms[::2]])
+            return float(near - far)
+
+        right = [likeness(a) > likeness(b) for a in tops[1::2] for b in bottoms[1::2]]
+        assert score == pytest.approx(2 * np.mean(right) - 1)
+    assert found[-1] == 1
 
 
 def test_list_scores_are_averages_over_pairs() -> None:
@@ -224,6 +274,22 @@ def test_near_duplicates_are_thinned() -> None:
     probes = np.concatenate([base, base[:3], close])
     found = thinning.near_duplicates(lambda rows: probes[rows], np.arange(len(probes)), 0)
     assert list(np.flatnonzero(found)) == list(range(50, 58))
+
+
+def test_divisors_know_chance_from_scale() -> None:
+    """Gaussian units of one scale are divided alike, units of any scale by their deviations."""
+    rng = np.random.default_rng(10)
+    components = rng.standard_normal((1500, 60)) * np.geomspace(1, 0.03, 60)
+    units = components @ rng.standard_normal((60, 120))
+    scale = 10 ** rng.uniform(-3, 3, 120)
+    for values, alike in ((units, True), (units * scale, False)):
+        mean, std = values.mean(0), values.std(0)
+        divisor = calibration.tempered(torch.tensor(values).float()[:, None], mean, std)
+        assert np.log(std).std() > 0.1
+        if alike:
+            assert np.log(divisor).std() < 0.3 * np.log(std).std()
+        else:
+            assert np.log(divisor / std).std() < 0.01
 
 
 def test_a_verdict_needs_both_size_and_certainty() -> None:

@@ -77,6 +77,9 @@ def test_nan_is_missing_and_infinity_is_a_number() -> None:
     assert answer("report.distortion.norms[0].mean.value > 0.0", made) is None
     assert answer("!(report.distortion.norms[0].mean.value < 0.0)", made) is None
     assert answer("quantile(norm(report.distortion, L2), 0.5).value > 1e9", made) is True
+    made.distortion.norms[0].mean.Clear()
+    made.distortion.norms[0].mean.SetInParent()
+    assert answer("report.distortion.norms[0].mean.value < 1.0", made) is None
     listed = v1.Report()
     listed.distortion.hidden.add(distances=[math.nan, 1.0])
     assert answer("report.distortion.hidden[0].distances[0] > 0.0", listed) is None

@@ -37,9 +37,10 @@ _TABLES = frozenset(
 def plain(message: Message, tables: Callable[[str], bool] = lambda _: True) -> Plain:
     """A message as a dict by field name.
 
-    Absent are messages and optional fields that are not set, lists of messages without entries
-    (warnings aside), and doubles that are NaN. Enums are ints, durations and timestamps messages;
-    a NaN in a list is None, with which CEL compares nothing.
+    Absent are messages and optional fields that are not set, estimates without content (one that is
+    0 has a count), lists of messages without entries (warnings aside), and doubles that are NaN.
+    Enums are ints, durations and timestamps messages; a NaN in a list is None, with which CEL
+    compares nothing.
 
     Args:
         message: The message.
@@ -59,11 +60,20 @@ def plain(message: Message, tables: Callable[[str], bool] = lambda _: True) -> P
             items = [_single(field, item, tables) for item in value]
             if items or kind is None or field.name in _MEANT_WHEN_EMPTY:
                 found[field.name] = items
-        elif not field.has_presence or message.HasField(field.name):
+        elif not field.has_presence or _is_set(message, field):
             single = _single(field, value, tables)
             if single is not None:
                 found[field.name] = single
     return found
+
+
+def _is_set(message: Message, field: Field) -> bool:
+    if not message.HasField(field.name):
+        return False
+    kind = field.message_type
+    if kind is None or kind.full_name != "onnx_audit.v1.Estimate":
+        return True
+    return bool(getattr(message, field.name).ByteSize())
 
 
 def is_map(field: Field) -> bool:

@@ -1,4 +1,4 @@
-"""The HTTP port: metrics for Prometheus and a liveness check."""
+"""The server of the HTTP port: metrics for Prometheus, a liveness check, and the console."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from onnx_audit_server import metrics
+from onnx_audit_server.http.console import Console
+from onnx_audit_server.http.security import Security
 from onnx_audit_server.store.records import Records
 
 
@@ -40,18 +42,32 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves the HTTP port on the running event loop."""
 
-    def __init__(self, address: str, records: Records) -> None:
+    def __init__(self, address: str, records: Records, console: Console | None) -> None:
+        """Prepares the server.
+
+        Args:
+            address: Where to listen, host:port.
+            records: What metrics count.
+            console: The pages for people; None for a process that serves no API.
+        """
         host, _, port = address.rpartition(":")
         metrics.REGISTRY.register(metrics.RecordsCollector(records))
-        routes = [Route("/metrics", show_metrics), Route("/healthz", show_health)]
+        routes: list[BaseRoute] = [
+            Route("/metrics", show_metrics),
+            Route("/healthz", show_health),
+        ]
+        self._console = console
+        if console is not None:
+            routes += console.routes
         self._host = host
         self._server = _Server(
             uvicorn.Config(
-                Starlette(routes=routes),
+                Security(Starlette(routes=routes), host.strip("[]")),
                 host=host.strip("[]"),
                 port=int(port),
                 log_config=None,
                 access_log=False,
+                server_header=False,
                 lifespan="off",
             )
         )
@@ -67,11 +83,15 @@ class HttpServer:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self._server.config.host, self._server.config.port))
+        # Whoever is told the address can connect at once; the answer comes when the server runs.
+        listener.listen(self._server.config.backlog)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
         return f"{self._host}:{listener.getsockname()[1]}"
 
     async def stop(self) -> None:
-        """Ends after the requests that are under way."""
+        """Ends after the requests that are under way; streams end at once."""
+        if self._console is not None:
+            self._console.close()
         self._server.should_exit = True
         if self._task is not None:
             await self._task

@@ -1,0 +1,1 @@
+"""Signed statements that a model was audited, and their verification; needs the extra `attest`."""
