@@ -111,7 +111,8 @@ def _lipschitz(section: v1.LipschitzSection) -> Iterator[_Source]:
         yield _Source(
             f"{norm_name(bound.norm)} Lipschitz bound",
             v1.Estimate(value=bound.upper),
-            f"certified upper bound; at least {number(bound.lower)}",
+            "certified upper bound"
+            + (f"; at least {number(bound.lower)}" if bound.lower > 0 else ""),
             "lipschitz",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from onnx_audit import v1
 
@@ -25,6 +25,29 @@ def short(text: str, most: int) -> str:
         return text
     head = max((most - 1) // 2, _SHORTEST // 2)
     return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+def apart(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most so many characters each, without what they all begin and end with.
+
+    Names that are short as they are stay whole.
+    """
+    names = [" ".join(clean(name).split()) for name in names]
+    if len(names) > 1 and max(map(len, names)) > most:
+        head = _shared(names)
+        rest = [name[head:] for name in names]
+        tail = _shared([name[::-1] for name in rest])
+        if head + tail >= _SHORTEST and all(len(name) > tail for name in rest):
+            before, after = "…" if head else "", "…" if tail else ""
+            names = [f"{before}{name[: len(name) - tail]}{after}" for name in rest]
+    return [short(name, most) for name in names]
+
+
+def _shared(names: Sequence[str]) -> int:
+    """Number of characters that all names begin with."""
+    pairs = enumerate(zip(*names, strict=False))
+    differing = (place for place, signs in pairs if len(set(signs)) > 1)
+    return next(differing, min(map(len, names)))
 
 
 def cut(text: str, most: int) -> str:
@@ -58,6 +81,8 @@ def interval(estimate: v1.Estimate, *, share: bool = False) -> str:
     if not estimate.HasField("interval"):
         return ""
     ends = estimate.interval.lower, estimate.interval.upper
+    if all(math.isinf(end) for end in ends):
+        return "too few for an interval"
     if share:
         return f"{100 * ends[0]:.3g} to {100 * ends[1]:.3g} %"
     return f"{number(ends[0])} to {number(ends[1])}"

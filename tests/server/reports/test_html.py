@@ -19,7 +19,7 @@ from onnx_audit import v1
 from onnx_audit_server.reports.document import Document
 from onnx_audit_server.reports.html import page, pictures, svg
 from onnx_audit_server.reports.html.charts import Curve, curves
-from onnx_audit_server.reports.words import clean
+from onnx_audit_server.reports.words import apart, clean, short
 from onnx_audit_server.store.blobs import BlobStore
 
 VOID = {"meta", "link", "img", "br"}
@@ -259,3 +259,11 @@ def test_clean_leaves_what_xml_allows_and_no_controls() -> None:
     )
     assert clean(kept) == kept
     assert set(clean("\x00\x08\x0b\x1f\x7f\x85\x9f\ufffe\uffff")) == {"\ufffd"}
+
+
+def test_long_names_keep_what_tells_them_apart() -> None:
+    names = [f"/features/layer.{i}/block/Conv_output_0" for i in range(12)]
+    assert apart(names, 12) == [f"…{i}…" for i in range(12)]
+    assert apart(["relu", "relu_1"], 12) == ["relu", "relu_1"]
+    assert apart(["same" * 5, "same" * 5], 8) == [short("same" * 5, 8)] * 2
+    assert all(len(name) <= 12 for name in apart([*names, "x" * 99], 12))

@@ -153,10 +153,8 @@ def _histogram(document: Document, norm: v1.NormDistortion, distances: Floats) -
 def _left_out(number: int) -> str:
     if not number:
         return ""
-    return (
-        f" {count(number, 'probe')} without an example {'is' if number == 1 else 'are'} left out "
-        "of the bars and count as infinitely far in the median."
-    )
+    left = "is left out of the bars and counts" if number == 1 else "are left out and count"
+    return f" {count(number, 'probe')} without an example {left} as infinitely far in the median."
 
 
 def _baseline(document: Document, norm: v1.Norm.ValueType) -> v1.NormDistortion | None:

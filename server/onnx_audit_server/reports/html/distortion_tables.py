@@ -78,17 +78,17 @@ def certified(beside: v1.CertifiedDistortion) -> list[tuple[str, str]]:
 
 def tables(norm: v1.NormDistortion) -> Iterator[Block]:
     """What becomes of which class."""
-    labels = {pair.label for pair in norm.class_pairs}
-    classes = sorted(labels | {pair.adversarial_class for pair in norm.class_pairs})
-    if norm.class_pairs and len(classes) <= _MOST_CLASSES:
-        yield _pair_matrix(norm, classes)
+    labels = sorted({pair.label for pair in norm.class_pairs})
+    answers = sorted({pair.adversarial_class for pair in norm.class_pairs})
+    if norm.class_pairs and max(len(labels), len(answers)) <= _MOST_CLASSES:
+        yield _pair_matrix(norm, labels, answers)
     elif norm.class_pairs:
         yield _pair_list(norm)
     if norm.by_class:
         yield _by_class(norm)
 
 
-def _pair_matrix(norm: v1.NormDistortion, classes: Sequence[int]) -> Heat:
+def _pair_matrix(norm: v1.NormDistortion, labels: Sequence[int], answers: Sequence[int]) -> Heat:
     pairs = {(pair.label, pair.adversarial_class): pair for pair in norm.class_pairs}
     most = max(pair.confirmed for pair in norm.class_pairs) or 1
 
@@ -101,8 +101,8 @@ def _pair_matrix(norm: v1.NormDistortion, classes: Sequence[int]) -> Heat:
     return Heat(
         f"What the examples become, {norm_name(norm.norm)}",
         "label ↓ answer →",
-        [str(name) for name in classes],
-        [(str(label), [cell(label, other) for other in classes]) for label in classes],
+        [str(name) for name in answers],
+        [(str(label), [cell(label, other) for other in answers]) for label in labels],
         "How many examples of a label (row) get the answer of a class (column), with the median "
         "distance below: the classes that the model confuses most easily are dark.",
         METHOD,

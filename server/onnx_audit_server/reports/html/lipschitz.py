@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_audit import v1
 from onnx_audit_server.reports.html import charts, row_charts, svg
-from onnx_audit_server.reports.html.blocks import Block, Chart, Note, Section, Table
+from onnx_audit_server.reports.html.blocks import Block, Chart, Group, Note, Section, Table
 from onnx_audit_server.reports.words import count, figure, norm_name, number, shape_text
 
 METHOD: Final = "lipschitz"
@@ -31,9 +31,8 @@ def section(report: v1.Report) -> Section:
         (
             _network(found),
             *(Note(f"No global bound: {reason}.") for reason in found.unbounded[:5]),
-            *([_certificates(found)] if found.certificates else []),
-            *(chart for row in found.certificates for chart in _radii(row)),
-            *_layers(found),
+            *_certified(found),
+            *([Group("Layers", tuple(_layers(found)))] if found.layers else []),
         ),
     )
 
@@ -59,6 +58,12 @@ def _network(found: v1.LipschitzSection) -> Table:
         "that is vacuous is a figure to compare between releases and no certificate.",
         "networks",
     )  # fmt: skip
+
+
+def _certified(found: v1.LipschitzSection) -> Iterator[Block]:
+    if found.certificates:
+        charts_of_norms = [chart for row in found.certificates for chart in _radii(row)]
+        yield Group("Certificates", (_certificates(found), *charts_of_norms))
 
 
 def _certificates(found: v1.LipschitzSection) -> Table:
@@ -98,17 +103,21 @@ def _radii(row: v1.LipschitzCertificates) -> Iterator[Block]:
             f"radii-{name}", alt, radii, f"certified {name} radius", colour=svg.GREEN,
             median=float(median),
         ),
-        "No change of a probe that is smaller than its radius changes the answer; "
-        f"{count(none, 'probe has', 'probes have')} no radius, because the model errs there or "
-        "nothing could be proved.",
+        "No change of a probe that is smaller than its radius changes the answer."
+        + _without_radius(none),
         "certificates",
     )  # fmt: skip
 
 
+def _without_radius(number_of_probes: int) -> str:
+    if not number_of_probes:
+        return ""
+    which = count(number_of_probes, "probe has", "probes have")
+    return f" {which} none, because the model errs there or nothing could be proved."
+
+
 def _layers(found: v1.LipschitzSection) -> Iterator[Block]:
     layers = list(found.layers)
-    if not layers:
-        return
     first = found.config.norms[0] if found.config.norms else v1.NORM_L2
     shown = _shown(found)
     names = [layers[i].name for i in shown]

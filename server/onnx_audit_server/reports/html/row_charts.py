@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from onnx_audit_server.reports.html import svg
-from onnx_audit_server.reports.words import number, short
+from onnx_audit_server.reports.words import apart, number
 
 Floats = npt.NDArray[np.float64]
 
@@ -135,7 +135,7 @@ def dots(
 
 def name_rows(axes: Axes, names: Sequence[str], x_label: str) -> None:
     """Makes the vertical axis one of names, the first on top."""
-    axes.set_yticks(range(len(names)), [short(name, _LABEL_CHARACTERS) for name in names])
+    axes.set_yticks(range(len(names)), apart(names, _LABEL_CHARACTERS))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(x_label)
     axes.grid(visible=False, axis="y")
