@@ -46,6 +46,11 @@ def test_a_split_model_is_audited_like_a_whole_one(
         for each in (split, model)
     ]
     assert reports[0].distortion.norms[0].probes == reports[1].distortion.norms[0].probes
+    named = {file.path or "model.onnx": file.sha256 for file in reports[0].model.files}
+    assert named == {
+        path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items()
+    }
+    assert [file.sha256 for file in reports[1].model.files] == [reports[1].model.sha256]
 
 
 def test_a_missing_file_is_named(client: Client, split_model: Path) -> None:
