@@ -41,13 +41,17 @@ def exit_status(result: v1.PolicyResult) -> int:
 def print_result(console: Console, result: v1.PolicyResult) -> None:
     """Prints the gates with their figures, and the verdict."""
     rows = [row for gate in result.gates for row in _rows(gate)]
+    columns = ["gate", "verdict", "value", "threshold", "margin"]
+    if result.baseline_digest:
+        columns.append("baseline")
     name = result.policy_display_name or result.policy_digest[:12]
     console.print()
     print_table(
         console,
         f"[bold]Policy[/] {escape(name)}",
-        ("gate", "verdict", "value", "threshold", "margin", "baseline"),
-        rows,
+        columns,
+        [row[: len(columns)] for row in rows],
+        whole=2,
     )
     for gate in result.gates:
         if gate.verdict != v1.VERDICT_PASS or gate.waiver_state == v1.WAIVER_STATE_EXPIRED:
@@ -67,7 +71,8 @@ def verdict_name(verdict: v1.Verdict.ValueType) -> str:
 
 def _rows(gate: v1.GateResult) -> list[tuple[str | Text, ...]]:
     """A gate's line, and one below for each further figure."""
-    lines = [_cells(figure) for figure in gate.figures] or [("", "", "", "")]
+    cells = (_cells(figure) for figure in gate.figures)
+    lines = [line for line in cells if any(line)] or [("", "", "", "")]
     first: tuple[str | Text, ...] = (gate.gate.id, _verdict(gate), *lines[0])
     return [first, *(("", "", *line) for line in lines[1:])]
 
@@ -75,17 +80,22 @@ def _rows(gate: v1.GateResult) -> list[tuple[str | Text, ...]]:
 def _verdict(gate: v1.GateResult) -> Text:
     text = Text(verdict_name(gate.verdict), _COLOURS.get(gate.verdict, "red"))
     if gate.verdict != v1.VERDICT_PASS and gate.gate.severity == v1.SEVERITY_WARN:
-        text.append(" (warning)")
+        text.append("\n(warning)")
     if gate.verdict != v1.VERDICT_PASS and gate.waiver_state == v1.WAIVER_STATE_ACTIVE:
-        text.append(" (set aside)")
+        text.append("\n(set aside)")
     return text
 
 
 def _cells(figure: v1.GateFigure) -> tuple[str, str, str, str]:
-    value = estimate_text(figure.value) if figure.HasField("value") else ""
+    value = _value(figure.value) if figure.HasField("value") else ""
     threshold = ""
     if figure.HasField("threshold"):
         threshold = f"{_SIGNS.get(figure.relation, '')} {number(figure.threshold)}"
     margin = number(figure.margin) if figure.HasField("margin") else ""
-    baseline = estimate_text(figure.baseline) if figure.HasField("baseline") else ""
+    baseline = _value(figure.baseline) if figure.HasField("baseline") else ""
     return value, threshold, margin, baseline
+
+
+def _value(estimate: v1.Estimate) -> str:
+    """A figure that is set: a bare 0 has no content, but is one."""
+    return estimate_text(estimate) if estimate.ByteSize() else number(estimate.value)

@@ -29,12 +29,16 @@ def print_section(console: Console, title: str, rows: Iterable[tuple[str, str]])
 
 
 def print_table(
-    console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]
+    console: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    whole: int = 0,
 ) -> None:
-    """Prints a table under a title."""
+    """Prints a table under a title; the first `whole` columns keep their width."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number < whole)
     for row in rows:
         table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
     if title:

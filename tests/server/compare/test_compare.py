@@ -157,7 +157,7 @@ def test_paired_shares_agree_with_the_exact_test() -> None:
             assert interval.lower <= 0 <= interval.upper
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.one_of(st.floats(0, 9), st.just(math.inf)), min_size=1, max_size=12),
     st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9]),

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_audit import v1
-from onnx_audit_server.reports.policy.atoms import atoms, fields, macro_depth, mentions, rename
+from onnx_audit_server.reports.policy.atoms import (
+    all_over,
+    atoms,
+    fields,
+    macro_depth,
+    mentions,
+    rename,
+)
 from onnx_audit_server.reports.policy.expression import mistakes
 
 
@@ -49,6 +56,15 @@ def test_comparisons_are_found(expression: str, expected: list[tuple[str, str, s
     assert found == expected
 
 
+def test_conditions_over_lists_are_told_apart() -> None:
+    """Only where the macro is all there is."""
+    assert all_over("a.b.all( x, x.c > 1 && f(x))") == ("a.b", "x", "x.c > 1 && f(x)")
+    found = all_over("a.filter(y, y.all(z, true)).all(x, g(x)[x])")
+    assert found == ("a.filter(y, y.all(z, true))", "x", "g(x)[x]")
+    for other in ("a.all(x, true).b", "a.exists(x, true)", "all(x)", "a.b", "!a.all(x, true)"):
+        assert all_over(other) is None
+
+
 def test_variables_are_told_from_fields_and_texts() -> None:
     """Only the variable is renamed."""
     text = "report.report.x > report . y && f('report', report) // report"
@@ -77,6 +93,7 @@ def test_macros_inside_each_other_are_counted(expression: str, depth: int) -> No
     assert macro_depth(expression) == depth
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="report.x()[]'\"\\r &|!<>=?:/\n019a", max_size=40))
 def test_any_text_can_be_taken_apart(text: str) -> None:
     """Nothing is lost, nothing raises; where the whole is right, so is every part of it."""

@@ -119,7 +119,7 @@ def test_a_figure_without_interval_is_not_sure() -> None:
     assert answer("report.distortion.clean_accuracy.value >= 0.5", made) is True
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=30), st.floats(0, 1.5))
 def test_accuracy_at_a_radius_never_says_too_much(distances: list[float], radius: float) -> None:
     """Beside the share counted from the rows: never more, equal at the curve's points."""
@@ -207,7 +207,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_what_is_unknown_spreads_as_in_three_valued_logic(tree: object) -> None:
     """An answer is given exactly where what is missing cannot change it (Kleene's strong logic)."""

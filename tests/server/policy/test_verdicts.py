@@ -49,7 +49,7 @@ GATES = st.lists(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(GATES)
 def test_a_pass_needs_every_blocking_gate(rows: list[tuple[str, int, str]]) -> None:
     """PASS exactly if each gate that blocks is true or set aside; FAIL if one of the rest fails."""
@@ -135,6 +135,22 @@ def test_figures_of_a_gate(
     assert v1.GateRelation.Name(figure.relation) == f"GATE_RELATION_{relation}"
     assert figure.HasField("margin") is (margin is not None)
     assert figure.margin == pytest.approx(margin or 0.0, abs=1e-12)
+
+
+def test_conditions_over_lists_are_shown_entry_by_entry() -> None:
+    """Each entry's comparison is a figure of its own; a NaN in one leaves the gate undecided."""
+    made = report([0.1, 0.2, 0.3])
+    made.distortion.norms.add(norm=v1.NORM_LINF).mean.value = 0.05
+    expression = "report.distortion.norms.all(n, n.mean.value >= 0.1 && n.confirmed >= 0)"
+    row = result(v1.Policy(gates=[gate(expression)]), made).gates[0]
+    assert row.verdict == v1.VERDICT_FAIL
+    assert [(figure.expression, figure.verdict) for figure in row.figures] == [
+        ("report.distortion.norms[0].mean.value", v1.VERDICT_PASS),
+        ("report.distortion.norms[0].confirmed", v1.VERDICT_PASS),
+        ("report.distortion.norms[1].mean.value", v1.VERDICT_FAIL),
+        ("report.distortion.norms[1].confirmed", v1.VERDICT_PASS),
+    ]
+    assert row.explanation == "report.distortion.norms[1].mean.value is 0.05, not at least 0.1"
 
 
 def test_sure_figures_count_from_the_end_of_the_interval() -> None:

@@ -26,6 +26,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _MACROS = frozenset({"all", "exists", "exists_one", "map", "filter"})
+_ALL = [".", "all", "("]
 _RELATIONS = {
     ">=": v1.GATE_RELATION_AT_LEAST,
     ">": v1.GATE_RELATION_ABOVE,
@@ -103,6 +104,21 @@ def mentions(expression: str, name: str) -> bool:
 def fields(expression: str) -> frozenset[str]:
     """The names in an expression: of fields, variables, functions and macros."""
     return frozenset(token.text for token in _tokens(expression) if token.kind == "name")
+
+
+def all_over(expression: str) -> tuple[str, str, str] | None:
+    """List, variable and condition of `list.all(variable, condition)`, if that is all there is."""
+    tokens = [token for token in _tokens(expression) if token.kind != "space"]
+    names = [token.text for token in tokens]
+    places = (n for n in range(2, len(tokens)) if names[n - 2 : n + 1] == _ALL)
+    opening = next((n for n in places if tokens[n].depth == 0), None)
+    if opening is None or names[0] == "!":
+        return None
+    if any(token.depth == 0 for token in tokens[opening + 1 : -1]):
+        return None
+    variable, comma = tokens[opening + 1 : opening + 3]
+    listed = expression[: tokens[opening - 2].begin].strip()
+    return listed, variable.text, expression[comma.end : tokens[-1].begin].strip()
 
 
 def macro_depth(expression: str) -> int:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from onnx_audit import v1
-from onnx_audit_server.reports.policy.atoms import Atom, atoms, mentions, rename
+from onnx_audit_server.reports.policy.atoms import Atom, all_over, atoms, mentions, rename
 from onnx_audit_server.reports.policy.expression import Answer, Data
 from onnx_audit_server.reports.policy.functions import matching
 from onnx_audit_server.reports.policy.values import Plain
@@ -29,6 +29,8 @@ _MOVED = {
     v1.MOVEMENT_WORSE: "worse",
     v1.MOVEMENT_CHANGED: "changed",
 }
+_MOST_ENTRIES = 8
+"""Longest list whose entries are shown one by one."""
 _NOT_WORSE = re.compile(r"""not_worse\(\s*changes\s*,\s*(["'])(.*)\1\s*\)""")
 
 
@@ -48,14 +50,29 @@ class Seen:
 
 
 def look(expression: str, data: Data) -> list[Seen]:
-    """The comparisons of an expression, in its order."""
+    """The comparisons of an expression, in its order; those of `all` for each entry of a list."""
     seen: list[Seen] = []
     for atom in atoms(expression):
         if match := _NOT_WORSE.fullmatch(atom.text):
             seen += [_changed(row) for row in matching(data.changes, match.group(2)).values()]
+        elif parts := _entries(atom.text, data):
+            for part in parts:
+                seen += look(part, data)
         else:
             seen.append(_look(atom, data))
     return seen
+
+
+def _entries(expression: str, data: Data) -> list[str]:
+    """The condition of `list.all(variable, condition)` for each entry, if the list is short."""
+    over = all_over(expression)
+    if over is None:
+        return []
+    listed, variable, condition = over
+    size = data.evaluate(f"{listed}.size()").value
+    if not isinstance(size, int) or size > _MOST_ENTRIES:
+        return []
+    return [rename(condition, variable, f"{listed}[{number}]") for number in range(size)]
 
 
 def _changed(row: Plain) -> Seen:
