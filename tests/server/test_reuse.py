@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -72,16 +73,16 @@ def test_another_job_is_computed(
     budget = v1.AuditorConfigs(
         distortion=v1.DistortionConfig(budget=9, max_probes=6, exact_probes=0)
     )
-    audits = [
-        client.audit(model, probe_set, auditors=CONFIG, seed=1),
-        client.audit(model, probe_set, auditors=budget),
-        client.audit(model, other_probes, auditors=CONFIG),
-        client.audit(model, probe_set, auditors=CONFIG, input_spec=box),
+    jobs: list[dict[str, Any]] = [
+        {"auditors": CONFIG, "seed": 1},
+        {"auditors": budget},
+        {"auditors": CONFIG, "probes": other_probes},
+        {"auditors": CONFIG, "input_spec": box},
     ]
-    for audit in audits:
-        ended = client.wait(audit)
-        assert shards_started(client, ended) == [v1.AUDITOR_DISTORTION]
-        assert ended.report_digest != first.report_digest
+    for job in jobs:
+        audit = client.wait(client.audit(model, **{"probes": probe_set, **job}))
+        assert shards_started(client, audit) == [v1.AUDITOR_DISTORTION]
+        assert audit.report_digest != first.report_digest
 
 
 @pytest.mark.slow

@@ -18,8 +18,9 @@ from onnx_auditors.context import Context
 from onnx_auditors.distortion import drawing
 from onnx_auditors.lipschitz import merging
 from onnx_auditors.lipschitz.bound import Norm
-from onnx_auditors.lipschitz.certify import BallNorm, certificates, local_bounds, obstacles
-from onnx_auditors.lipschitz.graph import Graph, graph_of
+from onnx_auditors.lipschitz.building import graph_of
+from onnx_auditors.lipschitz.certify import BallNorm, certificates, local_bounds, refusals
+from onnx_auditors.lipschitz.graph import Graph
 from onnx_auditors.lipschitz.layer_bounds import layer_bounds
 from onnx_auditors.lipschitz.pieces import Piece, pieces
 from onnx_auditors.network import Network
@@ -86,7 +87,7 @@ class LipschitzAuditor:
 
     def warnings(self, section: v1.LipschitzSection, context: Context) -> list[v1.ReportWarning]:
         """Says why there is no global bound, or no certificate, and that a bound is vacuous."""
-        return merging.warnings(section, obstacles(graph(context)))
+        return merging.warnings(section, refusals(graph(context)))
 
 
 class _Work:

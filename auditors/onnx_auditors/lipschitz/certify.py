@@ -11,13 +11,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from onnx_audit import v1
 from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine
 from onnx_auditors.lipschitz.ball import ball
-from onnx_auditors.lipschitz.composition import LARGEST_VALUE, global_radii, pairs_of
+from onnx_auditors.lipschitz.building import graph_of
+from onnx_auditors.lipschitz.composition import (
+    LARGEST_VALUE,
+    all_layers,
+    compose_bounds,
+    global_radii,
+)
 from onnx_auditors.lipschitz.crown import Bounds
-from onnx_auditors.lipschitz.graph import Graph, ToInput, graph_of
+from onnx_auditors.lipschitz.graph import Graph, ToInput
 from onnx_auditors.lipschitz.joint import MaxPool
+from onnx_auditors.lipschitz.layerwise import Layerwise
 from onnx_auditors.lipschitz.local import amplifications
 from onnx_auditors.lipschitz.search import Search
 from onnx_auditors.network import Network
@@ -34,13 +42,27 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class LayerBounds:
+    """What the layers' bounds have to say on a probe.
+
+    Attributes:
+        layers: Messages of `layer_bounds`, one per layer of `pieces(graph)`, in its order.
+        pairs: Global bounds of the margins of pairs of classes, float64 [classes, classes].
+    """
+
+    layers: Sequence[v1.LipschitzLayer]
+    pairs: Tensor
+
+
+@dataclass(frozen=True)
 class Certificates:
     """Radii and where they come from.
 
     Attributes:
         radius: Float64 [n]; 0 where the probe is misclassified or nothing could be proved.
         method: "crown" or "anchored" where that alone proves it, "together" where it takes both,
-            "global" for the global bound; "" where the radius is 0.
+            "layers" for the layers' bounds in the ball, "global" for the global bound; "" where the
+            radius is 0.
     """
 
     radius: Doubles
@@ -62,9 +84,10 @@ def certified_radii(
     with ||p - probe|| < radius the label has the strictly largest logit (and score), whatever the
     order in which sums are added up, for the error model of `crown`. That holds for kernels that
     form each sum from its products, and not for half precision, TF32 or Winograd convolutions.
-    Where only the global bound applies (normalising layers, softmax inside), its radius is that of
-    exact arithmetic with margins lowered by 1e-4 of the largest logit for float32, which is far
-    above what is seen and no proof.
+    Where no relaxation is known (attention, normalising layers, softmax inside) or the network is
+    too large for it, the radius comes from the layers' bounds in the ball or the global bound: it
+    is that of exact arithmetic with margins lowered by 1e-4 of the largest logit for float32, which
+    is far above what is seen and no proof.
 
     For each other class the margin's bound is the better one of backward relaxation and of secants
     through the probe; the slopes of the latter lie within those of a Lipschitz bound in the ball,
@@ -86,22 +109,24 @@ def certified_radii(
     """
     _check_norm(norm)
     graph = graph_of(network, inputs.shape[1:], to_input)
-    pairs = None
+    bounds = None
     if obstacles(graph) and not refusals(graph):
-        pairs = pairs_of(graph, norm, delta=_DELTA, entropy=_ENTROPY)
-    return certificates(graph, inputs, labels, norm, box, pairs).radius
+        layers = all_layers(graph, (norm,), delta=_DELTA, entropy=_ENTROPY)
+        composed = compose_bounds(graph, layers, norm, delta=_DELTA, entropy=_ENTROPY)
+        bounds = LayerBounds(layers, composed.pairs)
+    return certificates(graph, inputs, labels, norm, box, bounds).radius
 
 
 def refusals(graph: Graph) -> list[str]:
-    """Returns why not even a global bound certifies anything; empty if one does."""
-    found = list(graph.problems)
+    """Returns why nothing at all certifies a radius; empty if something does."""
+    found = list(graph.refused)
     if graph.half_precision:
         found.append("the model computes in half precision, whose errors are not bounded")
     return found
 
 
 def obstacles(graph: Graph) -> list[str]:
-    """Returns why a graph has no bounds in balls; empty if it has."""
+    """Returns why a graph cannot be relaxed in balls; empty if it can."""
     found = refusals(graph)
     largest = max(node.size for node in graph.nodes)
     if largest > LARGEST_VALUE:
@@ -124,7 +149,7 @@ def certificates(
     labels: npt.NDArray[np.integer],
     norm: BallNorm = "l2",
     box: tuple[float | Doubles, float | Doubles] = (0.0, 1.0),
-    pairs: Tensor | None = None,
+    bounds: LayerBounds | None = None,
 ) -> Certificates:
     """Returns certified radii of probes; see `certified_radii`.
 
@@ -134,7 +159,7 @@ def certificates(
         labels: Classes, [n].
         norm: "l2" or "linf".
         box: Ends of the box, broadcasting to a probe.
-        pairs: Global bounds of the margins of pairs of classes, float64 [classes, classes].
+        bounds: Of the layers and the network, for what they certify.
 
     Raises:
         ValueError: An unknown norm, or a probe outside the box.
@@ -152,8 +177,10 @@ def certificates(
     y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=device)
     if not obstacles(graph):
         _in_balls(graph, (x, y), norm, (ends[0], ends[1]), (radius, methods))
-    if pairs is not None:
-        _globally(graph, (x, y), pairs, (radius, methods))
+    if bounds is not None:
+        given, _ = layer_certificates(graph, inputs, labels, norm, bounds)
+        for i in np.flatnonzero(given.radius > radius):
+            radius[i], methods[i] = given.radius[i], given.method[i]
     return Certificates(radius, methods)
 
 
@@ -168,16 +195,46 @@ def _check_norm(norm: str) -> None:
         raise ValueError(f"norm: found {norm!r}, allowed are {', '.join(NORMS)}")
 
 
-def _globally(
-    graph: Graph, probes: tuple[Tensor, Tensor], pairs: Tensor, found: tuple[Doubles, list[str]]
-) -> None:
-    """Raises the radii to those that global bounds of pairs give."""
-    logits = graph.logits(probes[0])
+def layer_certificates(
+    graph: Graph,
+    inputs: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    norm: BallNorm,
+    bounds: LayerBounds,
+    radii: Sequence[float] = (),
+) -> tuple[Certificates, Doubles]:
+    """Returns what the bounds of layers and of pairs of classes say on probes.
+
+    Layer by layer in balls only where no relaxation is possible: it would be better.
+
+    Args:
+        graph: The graph, without `refusals`.
+        inputs: Probes in probe space, [n, *probe shape].
+        labels: Classes, [n].
+        norm: "l2" or "linf".
+        bounds: Of the layers and the network.
+        radii: Radii of balls, above 0.
+
+    Returns:
+        Radii with their methods, and bounds as those of `local_bounds`, float64 [n, radii].
+    """
+    x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=graph.device)
+    y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=graph.device)
+    logits = graph.logits(x)
     slack = _EVALUATION * logits.abs().amax(1).clamp(min=1)
-    lowered = logits.scatter_add(1, probes[1][:, None], -slack[:, None])
-    radii = global_radii(lowered, probes[1], pairs).cpu().numpy()
-    for i in np.flatnonzero(radii > found[0]):
-        found[0][i], found[1][i] = radii[i], "global"
+    lowered = logits.scatter_add(1, y[:, None], -slack[:, None])
+    radius = global_radii(lowered, y, bounds.pairs)
+    methods = ["global" if r > 0 else "" for r in radius.tolist()]
+    steepest = bounds.pairs[y].amax(1)[:, None].expand(-1, len(radii)).clone()
+    if obstacles(graph):
+        layerwise = Layerwise(graph, bounds.layers, norm, x)
+        near = layerwise.radii(lowered.gather(1, y[:, None]) - lowered, y)
+        methods = ["layers" if r else m for r, m in zip(near > radius, methods, strict=True)]
+        radius = torch.maximum(radius, near)
+        for k, size in enumerate(radii):
+            found = layerwise.amplifications(y, torch.full_like(radius, float(size))).amax(1)
+            steepest[:, k] = torch.minimum(steepest[:, k], found)
+    return Certificates(radius.cpu().numpy(), methods), steepest.cpu().numpy()
 
 
 def _in_balls(
@@ -224,16 +281,16 @@ def local_bounds(
     if any(not radius > 0 for radius in radii):
         raise ValueError(f"radii: found {list(radii)}, allowed are numbers above 0")
     found = np.full((len(inputs), len(radii)), np.inf)
-    if obstacles(graph):
-        return found
     x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=graph.device)
     y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=graph.device)
+    if obstacles(graph):
+        return found
     ends = [torch.as_tensor(e, dtype=torch.float64, device=graph.device) for e in box]
     for rows in _blocks(graph, len(x)):
         for k, radius in enumerate(radii):
             size = torch.full((len(rows),), float(radius), dtype=torch.float64, device=x.device)
-            bounds = Bounds(graph, ball(x[rows], size, norm, (ends[0], ends[1])))
-            worst = amplifications(bounds, y[rows]).amax(1)
+            balls = ball(x[rows], size, norm, (ends[0], ends[1]))
+            worst = amplifications(Bounds(graph, balls), y[rows]).amax(1)
             found[rows.cpu().numpy(), k] = worst.cpu().numpy()
     # What holds in a ball holds in the smaller ones.
     order = np.argsort(radii)[::-1]

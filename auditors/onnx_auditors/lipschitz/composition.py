@@ -19,13 +19,12 @@ from onnx_auditors.lipschitz.crown import gamma
 from onnx_auditors.lipschitz.graph import Graph, Node, walk
 from onnx_auditors.lipschitz.lanczos import attained
 from onnx_auditors.lipschitz.layer_bounds import (
-    branch_norms,
     layer_bounds,
     nonlinear_constant,
-    norm_value,
 )
 from onnx_auditors.lipschitz.operator import LinearOperator
 from onnx_auditors.lipschitz.pieces import Piece, pieces
+from onnx_auditors.lipschitz.steps import Step, steps_of
 from onnx_auditors.lipschitz.transfer import transfer
 
 _UP = 1 + 1e-9
@@ -89,13 +88,13 @@ def compose_bounds(
         delta: Chance that a probabilistic bound made here does not hold.
         entropy: Seed of the random starts of such bounds.
     """
-    steps = _steps(graph, layers, norm)
+    steps = steps_of(graph, layers, norm)
     plain = _State(delta=math.fsum(step.bound.failure_probability for step in steps))
     _renew(plain, steps, norm)
     end = steps[-1].piece
     product = plain.change[end.index]
     if graph.problems or not _affordable(graph):
-        return Composed(product, math.inf, _pairs(graph, end, plain.change, norm), plain.delta)
+        return Composed(product, math.inf, pair_bounds(graph, end, plain.change, norm), plain.delta)
     state = _State(dict(plain.change), plain.delta)
     centres, radii = _slopes(graph, norm)
     # What a nonlinear function makes is left to its constant: its own remainder would count.
@@ -109,18 +108,19 @@ def compose_bounds(
         state.change[target] = min(state.change[target], found)
         _renew(state, steps, norm)
     pairs = torch.minimum(
-        _pairs(graph, end, state.change, norm),
+        pair_bounds(graph, end, state.change, norm),
         _refined_pairs(graph, state.change, centres, radii, norm),
     )
     return Composed(product, refined, pairs, state.delta)
 
 
-def pairs_of(graph: Graph, norm: Norm, *, delta: float, entropy: int) -> Tensor:
-    """Returns `compose_bounds(...).pairs` of a graph whose layers are not bounded yet."""
+def all_layers(
+    graph: Graph, norms: Sequence[Norm], *, delta: float, entropy: int
+) -> list[v1.LipschitzLayer]:
+    """Returns the bounds of all layers, of which one does not hold with a chance of delta / 2."""
     found = pieces(graph)
-    each = delta / (2 * len(found))
-    layers = [layer_bounds(graph, p, (norm,), delta=each, entropy=entropy)[0] for p in found]
-    return compose_bounds(graph, layers, norm, delta=delta / 2, entropy=entropy).pairs
+    each = delta / (2 * max(1, len(found)))
+    return [layer_bounds(graph, p, norms, delta=each, entropy=entropy)[0] for p in found]
 
 
 def global_radii(logits: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
@@ -143,38 +143,7 @@ def global_radii(logits: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
     return radii.amin(1).clamp(min=0) * (1 - 1e-9)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A layer on the way.
-
-    Attributes:
-        piece: The layer.
-        bound: Its bound in the norm.
-        branches: For a join, what it makes of each of its values alone.
-        apart: Whether a join puts its values side by side.
-    """
-
-    piece: Piece
-    bound: v1.LipschitzBound
-    branches: tuple[float, ...] = ()
-    apart: bool = False
-
-
-def _steps(graph: Graph, layers: Sequence[v1.LipschitzLayer], norm: Norm) -> list[_Step]:
-    wanted = norm_value(norm)
-    bounds = [b for layer in layers for b in layer.bounds if b.norm == wanted]
-    steps = []
-    for piece, bound in zip(pieces(graph), bounds, strict=True):
-        if piece.kind == "join":
-            branches = tuple(branch_norms(graph, piece.index, norm))
-            apart = graph.nodes[piece.index].op == "Concat"
-            steps.append(_Step(piece, bound, branches, apart))
-        else:
-            steps.append(_Step(piece, bound))
-    return steps
-
-
-def _renew(state: _State, steps: Sequence[_Step], norm: Norm) -> None:
+def _renew(state: _State, steps: Sequence[Step], norm: Norm) -> None:
     """Takes the bounds through the layers once more; none gets larger."""
     for step in steps:
         given = [state.change[source] for source in step.piece.sources]
@@ -278,8 +247,15 @@ def _together(
     return bound, math.sqrt(math.fsum(shares)) * _UP
 
 
-def _pairs(graph: Graph, last: Piece, change: dict[int, float], norm: Norm) -> Tensor:
-    """Returns bounds of pairs, from the rows of the last layer if it is linear."""
+def pair_bounds(graph: Graph, last: Piece, change: dict[int, float], norm: Norm) -> Tensor:
+    """Returns bounds of pairs, from the rows of the last layer if it is linear.
+
+    Args:
+        graph: The graph.
+        last: Its last layer.
+        change: Bounds of the change of what the last layer reads and makes, by node.
+        norm: The norm.
+    """
     classes = graph.classes
     whole = {"l1": 1.0, "l2": math.sqrt(2) * _UP, "linf": 2.0}[norm] * change[last.index]
     plain = torch.full((classes, classes), whole, dtype=torch.float64, device=graph.device)

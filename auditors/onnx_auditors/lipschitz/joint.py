@@ -12,6 +12,7 @@ from torch import Tensor
 
 from onnx_auditors.lipschitz.bound import Norm
 from onnx_auditors.lipschitz.constants import constant
+from onnx_auditors.lipschitz.moving import Moving, moving
 from onnx_auditors.network.layers import Layer
 from onnx_auditors.network.plan import Plan, Step
 
@@ -26,11 +27,13 @@ class Opaque:
         function: Tensors [n, *shape of parent] to [n, *shape], float64.
         constants: Lipschitz constant of all parents together by norm; infinite where there is none.
         reason: Where the constants come from, or why there are none.
+        moving: What bounds it in balls, where something does.
     """
 
     function: Callable[..., Tensor]
     constants: dict[Norm, float]
     reason: str
+    moving: Moving | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,13 @@ def joint(step: Step, plan: Plan, layer: Layer) -> Opaque | MaxPool:
         windows = _windows(step, plan.shape(step.inputs[0]), plan.shape(step.outputs[0]))
         if windows is not None:
             return MaxPool(function, constants, reason, windows)
-    return Opaque(function, constants, reason)
+    return Opaque(function, constants, reason, moving(step, plan))
+
+
+def product(step: Step, plan: Plan, reason: str) -> Opaque:
+    """Returns the function of a step without a global constant."""
+    nowhere: dict[Norm, float] = dict.fromkeys(NORMS, math.inf)
+    return Opaque(_one_by_one(step, plan), nowhere, reason, moving(step, plan))
 
 
 def _one_by_one(step: Step, plan: Plan) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ from onnx_audit import v1
 from onnx_auditors.auditor import SaveArtefact
 from onnx_auditors.estimates import curve, mean, quantile
 from onnx_auditors.lipschitz.bound import Norm
+from onnx_auditors.lipschitz.certify import LayerBounds, layer_certificates, refusals
 from onnx_auditors.lipschitz.graph import Graph
 from onnx_auditors.lipschitz.section import joined_layers
 from onnx_auditors.sandwich import bootstrap_seed
@@ -56,9 +57,28 @@ def section(
     for name, norm in norms.items():
         tensors[f"pairs_{name}"] = pairs[name].cpu().numpy().astype("<f8")
         if norm in rows:
+            known = LayerBounds(result.layers, pairs[name])
+            _by_layers(graph, known, name, config.radii, (rows[norm], probes))
             result.certificates.append(_certificates(norm, rows[norm], seed))
     result.artefact.CopyFrom(save([safetensors.numpy.save(tensors)], MEDIA_TYPE))
     return result
+
+
+def _by_layers(
+    graph: Graph, known: LayerBounds, norm: Norm, radii: Sequence[float],
+    probes: tuple[Sequence[v1.ProbeCertificate], Tensor],
+) -> None:  # fmt: skip
+    """Betters certificates by what takes the bounds of all layers."""
+    rows, inputs = probes[0], probes[1].cpu().numpy()
+    if norm == "l1" or refusals(graph) or not rows:
+        return
+    labels = np.array([row.label for row in rows])
+    found, steepest = layer_certificates(graph, inputs, labels, norm, known, radii)
+    for i, row in enumerate(rows):
+        if row.clean_prediction == row.label and found.radius[i] > row.radius:
+            row.radius, row.method = found.radius[i], found.method[i]
+        for k, bound in enumerate(row.local):
+            row.local[k] = min(bound, steepest[i, k])
 
 
 def _parts(
@@ -107,12 +127,12 @@ def _certificates(
     )
 
 
-def warnings(section: v1.LipschitzSection, obstacles: Sequence[str]) -> list[v1.ReportWarning]:
+def warnings(section: v1.LipschitzSection, refused: Sequence[str]) -> list[v1.ReportWarning]:
     """Returns what a reader must know to judge the section.
 
     Args:
         section: The section.
-        obstacles: Why nothing can be certified; empty if something can.
+        refused: Why nothing can be certified; empty if something can.
     """
     found = []
     if section.unbounded:
@@ -125,13 +145,13 @@ def warnings(section: v1.LipschitzSection, obstacles: Sequence[str]) -> list[v1.
                 ),
             )
         )
-    if obstacles and section.certificates:
+    if refused and section.certificates:
         found.append(
             v1.ReportWarning(
                 code="NO_CERTIFICATES",
                 message=(
                     "no probe has a certified radius, which says nothing about how robust the "
-                    f"model is: {_listed(obstacles)}"
+                    f"model is: {_listed(refused)}"
                 ),
             )
         )

@@ -11,10 +11,10 @@ from torch import Tensor
 from onnx_audit import v1
 from onnx_auditors.lipschitz.ascent import Seen, ascend
 from onnx_auditors.lipschitz.bound import Norm
-from onnx_auditors.lipschitz.composition import Composed, compose_bounds, global_radii
-from onnx_auditors.lipschitz.graph import Graph, ToInput, graph_of
-from onnx_auditors.lipschitz.layer_bounds import layer_bounds, norm_value
-from onnx_auditors.lipschitz.pieces import pieces
+from onnx_auditors.lipschitz.building import graph_of
+from onnx_auditors.lipschitz.composition import Composed, all_layers, compose_bounds, global_radii
+from onnx_auditors.lipschitz.graph import Graph, ToInput
+from onnx_auditors.lipschitz.layer_bounds import norm_value
 from onnx_auditors.network import Network
 
 NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
@@ -55,9 +55,7 @@ def network_bounds(
         raise ValueError(f"norms: found {sorted(unknown)}, allowed are {', '.join(NORMS)}")
     shape = probe_shape if probes is None else probes.shape[1:]
     graph = graph_of(network, shape, to_input)
-    found = pieces(graph)
-    each = delta / (2 * max(1, len(found)))
-    layers = [layer_bounds(graph, p, norms, delta=each, entropy=entropy)[0] for p in found]
+    layers = all_layers(graph, norms, delta=delta, entropy=entropy)
     return joined_layers(graph, layers, norms, delta=delta, entropy=entropy, probes=probes)[0]
 
 

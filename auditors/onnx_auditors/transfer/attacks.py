@@ -20,7 +20,7 @@ from onnx_auditors.transfer.resizing import Separable, weights
 
 _DIMMINGS = (1.0, 0.9, 0.8, 0.7)
 """Factors of the distance from the box's lower end, drawn with equal chances."""
-SMOOTHING, _MOST_SMOOTHING = 1 / 32, 3.0
+SMOOTHING, _MOST_SMOOTHING = 1 / 64, 3.0
 """Standard deviation of the smoothing: a share of the side, and its most in pixels."""
 _FEWEST_PIXELS = 8
 """Gradients of smaller images are not smoothed."""

@@ -13,7 +13,8 @@ from onnx_auditors.units.source import Floats
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 30, 34
 _COLOURS = ((31, 119, 180), (214, 99, 20), (44, 140, 60), (150, 90, 170))
-_INK, _FAINT, _BAND = (40, 40, 40), (215, 215, 215), (232, 232, 232)
+_INK, _FAINT = (40, 40, 40), (215, 215, 215)
+_BAND, _BAND_NAME = (225, 225, 225), (120, 120, 120)
 _TICKS = 5
 
 
@@ -46,11 +47,12 @@ class _Axes:
                 (self.at(place, self._y[0])[0], _HEIGHT - _BOTTOM + 4), text, fill=_INK, anchor="ma"
             )
 
-    def legend(self, names: Sequence[str]) -> None:
-        """Writes the names of the series in their colours."""
+    def legend(self, names: Sequence[str], band: str = "") -> None:
+        """Writes the names of the series in their colours, and that of the band in grey."""
         left = float(_LEFT)
-        for i, name in enumerate(names):
-            self.draw.text((left, 16), name, fill=_COLOURS[i % len(_COLOURS)])
+        colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
+        for name, colour in zip([*names, band], [*colours, _BAND_NAME], strict=True):
+            self.draw.text((left, 16), name, fill=colour)
             left += self.draw.textlength(name) + 14
 
     def png(self) -> bytes:
@@ -112,5 +114,5 @@ def histogram(
         axes.draw.line([side for point in points for side in point], fill=colour, width=2)
     places = np.linspace(edges[0], edges[-1], _TICKS)
     axes.ticks(list(places), [f"{place:.2f}" for place in places])
-    axes.legend([*series, "(grey: rotated bases)"])
+    axes.legend(list(series), "rotated bases (95 %)")
     return axes.png()

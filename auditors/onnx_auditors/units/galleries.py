@@ -57,7 +57,7 @@ def draw(
         for kind, canvas, order in studio.galleries(scores[0], message):
             keep(kind, *sprites.encoded(canvas), order)
     if (kernels := _kernels(prepared)) is not None:
-        canvas = sprites.grid(sprites.filters(kernels), _FILTER_COLUMNS)
+        canvas = sprites.grid(sprites.filters(kernels), _FILTER_COLUMNS, background=sprites.BLUE)
         keep(v1.UNIT_GALLERY_KIND_FILTERS, *sprites.encoded(canvas), np.arange(len(kernels)))
     for score in message.scores:
         picture = _histogram(message.value, score)
@@ -104,15 +104,21 @@ class _Studio:
         place = {int(unit): i for i, unit in enumerate(live)}
         listed = np.array([place[row.unit] for row in message.units[:_LISTED]], dtype=np.int64)
         every = self._pictures(Family.NATURAL, listed, self._first(Family.NATURAL, listed))
+        wide = self._pictures(Family.NATURAL, strips, shown)
+        named = [f"unit {live[i]}\n{score.natural[i]:.2f}" for i in range(len(live))]
+        pairs = [
+            text
+            for i, j in zip(units, random, strict=True)
+            for text in (named[i], f"random\n{score.random[j]:.2f}")
+        ]
+        ends = ["top 9", *(f"top {share:.0%}" for share in _STRIP_SHARES)] * len(best[:_STRIPS])
+        strip_names = [f"unit {live[i]}\n{end}" for i, end in zip(strips, ends, strict=True)]
+        numbers = [str(i + 1) for i in range(len(order))]
         return [
-            (v1.UNIT_GALLERY_KIND_PAIRS, _rows(both, 2), order),
-            (v1.UNIT_GALLERY_KIND_BLIND, _rows(both[blind], 1), order[blind]),
-            (
-                v1.UNIT_GALLERY_KIND_STRIPS,
-                _rows(self._pictures(Family.NATURAL, strips, shown), 1),
-                live[strips],
-            ),
-            (v1.UNIT_GALLERY_KIND_UNITS, _rows(every, 1), live[listed]),
+            (v1.UNIT_GALLERY_KIND_PAIRS, _rows(both, pairs, 2), order),
+            (v1.UNIT_GALLERY_KIND_BLIND, _rows(both[blind], numbers), order[blind]),
+            (v1.UNIT_GALLERY_KIND_STRIPS, _rows(wide, strip_names), live[strips]),
+            (v1.UNIT_GALLERY_KIND_UNITS, _rows(every, [named[i] for i in listed]), live[listed]),
         ]
 
     def _first(self, family: int, directions: Indices) -> Indices:
@@ -139,9 +145,9 @@ class _Studio:
         return pictures.reshape(*ranks.shape, *pictures.shape[1:])
 
 
-def _rows(pictures: sprites.Bytes, beside: int) -> sprites.Bytes:
+def _rows(pictures: sprites.Bytes, names: Sequence[str], beside: int = 1) -> sprites.Bytes:
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    return sprites.grid(flat, NINE * beside, NINE if beside > 1 else 0)
+    return sprites.grid(flat, NINE * beside, names)
 
 
 def _at_quantiles(scores: Floats) -> Indices:
@@ -169,7 +175,7 @@ def _kernels(prepared: Prepared) -> Floats | None:
 def _histogram(value: str, score: v1.UnitScore) -> bytes:
     table = score.histogram
     return charts.histogram(
-        f"{value}: {NAMES[score.kind]}",
+        f"{value}: score by {NAMES[score.kind]}, share of the directions",
         np.array(table.edges),
         (np.array(table.rotated_lower), np.array(table.rotated_upper)),
         {"units": np.array(table.natural), "random directions": np.array(table.random)},
@@ -186,4 +192,5 @@ def _curve(message: v1.UnitsLayer) -> bytes | None:
         return None
     points = next(score.index_by_top for score in message.scores if score.index_by_top)
     names = [f"{point.x:g}" for point in points]
-    return charts.lines(f"{message.value}: index over top inputs", series, names, 0.5)
+    title = f"{message.value}: index over the number of top inputs"
+    return charts.lines(title, series, names, 0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,15 @@ from onnx_auditors.units.source import Floats, Indices, Single, Source
 
 PNG, JPEG = "image/png", "image/jpeg"
 TILE = 40
-_GAP, _MARGIN = 2, 12
-_BACKGROUND, _BOX = (255, 255, 255), (255, 80, 0)
+_GAP, _GUTTER = 2, 64
+_WHITE, _INK, _BOX = (255, 255, 255), (40, 40, 40), (255, 80, 0)
+BLUE = (70, 110, 190)
+"""A background that is no value of a grey picture."""
+_LEAST_BOX = 9
+"""Sides of the smallest box that is still seen."""
 _GREY, _COLOUR = 1, 3
 _QUALITY = 60
-_FEW_LEVELS, _MOSTLY_GREY = 16, 0.95
+_FEW_LEVELS, _MOSTLY_GREY = 16, 0.9
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -42,37 +48,55 @@ def filters(weights: Floats) -> Bytes:
 
 
 def boxed(pictures: Bytes, boxes: Indices, image: tuple[int, int]) -> Bytes:
-    """Draws boxes (top, left, bottom, right in pixels of the image, [n, 4]) on pictures."""
+    """Draws boxes (top, left, bottom, right in pixels of the image, [n, 4]) around their parts."""
     scale = np.array([TILE / image[0], TILE / image[1]] * 2)
     drawn = []
-    for picture, box in zip(pictures, boxes * scale, strict=True):
+    for picture, (top, left, bottom, right) in zip(pictures, boxes * scale, strict=True):
         canvas = Image.fromarray(picture)
-        top, left, bottom, right = (round(float(side)) for side in box)
-        ImageDraw.Draw(canvas).rectangle(
-            (left, top, max(right - 1, left), max(bottom - 1, top)), outline=_BOX
-        )
+        x, y = _side(left, right), _side(top, bottom)
+        ImageDraw.Draw(canvas).rectangle((x[0], y[0], x[1], y[1]), outline=_BOX)
         drawn.append(np.asarray(canvas))
     return np.stack(drawn)
 
 
-def grid(pictures: Bytes, columns: int, split: int = 0) -> Bytes:
+def _side(begin: float, end: float) -> tuple[int, int]:
+    """Returns first and last pixel of a frame around a part of a tile, inside the tile."""
+    more = max(0.0, (_LEAST_BOX - 2 - (end - begin)) / 2)
+    return max(0, math.floor(begin - more) - 1), min(TILE - 1, math.ceil(end + more))
+
+
+def grid(
+    pictures: Bytes,
+    columns: int,
+    names: Sequence[str] = (),
+    background: tuple[int, int, int] = _WHITE,
+) -> Bytes:
     """Lays pictures out row by row.
 
     Args:
         pictures: [rows * columns, height, width, 3].
         columns: Pictures in a row.
-        split: Leave a margin after so many columns; 0 for none.
+        names: Texts of two lines at most, each on the left of as many pictures; none for no text.
+        background: Colour between pictures.
     """
-    rows = -(-len(pictures) // columns)
-    step = TILE + _GAP
-    width = columns * step + _GAP + (_MARGIN if split else 0)
-    canvas = np.full((rows * step + _GAP, width, 3), _BACKGROUND, dtype=np.uint8)
+    rows, step = -(-len(pictures) // columns), TILE + _GAP
+    gutter = _GUTTER if names else 0
+    group = len(pictures) // len(names) if names else columns
+    blocks = columns // group
+    width = columns * step + _GAP + blocks * gutter
+    canvas = np.full((rows * step + _GAP, width, 3), background, dtype=np.uint8)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
-        left = _GAP + column * step + (_MARGIN if split and column >= split else 0)
+        left = _GAP + column * step + (column // group + 1) * gutter
         top = _GAP + row * step
         canvas[top : top + TILE, left : left + TILE] = picture
-    return canvas
+    image = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(image)
+    for i, name in enumerate(names):
+        row, block = divmod(i, blocks)
+        place = (block * (group * step + gutter) + 2 * _GAP, row * step + 4 * _GAP)
+        draw.multiline_text(place, name, fill=_INK)
+    return np.asarray(image)
 
 
 def encoded(canvas: Bytes) -> tuple[bytes, str]:

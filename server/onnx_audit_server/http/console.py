@@ -21,11 +21,11 @@ from onnx_audit import v1
 from onnx_audit.version import __version__
 from onnx_audit_server import metrics
 from onnx_audit_server.api import names
+from onnx_audit_server.api.reports import ReportCalls
 from onnx_audit_server.errors import ServiceError
 from onnx_audit_server.http import history, progress
 from onnx_audit_server.http.security import REPORT_POLICY
 from onnx_audit_server.jobs.events import EventTail
-from onnx_audit_server.reports import formats
 from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records
@@ -46,7 +46,7 @@ class Console:
         self._records = records
         self._blobs = blobs
         self._tail = tail
-        self._sources = ReportSources(records, blobs)
+        self._reports = ReportCalls(ReportSources(records, blobs), blobs)
         self._closing = asyncio.Event()
 
     @property
@@ -182,10 +182,8 @@ class Console:
         return tally
 
     def _rendered(self, audit: v1.Audit) -> bytes:
-        report = self._sources.required(f"{audit.name}/report", None, "name")
-        result = audit.policy_result if audit.HasField("policy_result") else None
-        rendered = formats.render(v1.REPORT_FORMAT_HTML, report, result, None, self._blobs)
-        return rendered.content
+        request = v1.RenderReportRequest(name=f"{audit.name}/report", format=v1.REPORT_FORMAT_HTML)
+        return self._reports.render(request).content
 
 
 def explained(handler: Handler) -> Handler:

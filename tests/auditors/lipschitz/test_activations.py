@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.auditors.lipschitz.nets import KINDS
 
+from onnx_auditors.lipschitz import graph_of
 from onnx_auditors.lipschitz.activations import Activation
-from onnx_auditors.lipschitz.graph import graph_of
 from onnx_auditors.network import load
 
 ELEMENTWISE = [k for k in KINDS if " " not in k and k[0].isupper() and k != "LRN"] + ["Gelu tanh"]

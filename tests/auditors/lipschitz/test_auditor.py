@@ -145,18 +145,38 @@ def test_the_same_audit_twice(tmp_path: Path) -> None:
     assert other.lipschitz.entropy != first.lipschitz.entropy
 
 
-def test_a_network_without_a_bound(tmp_path: Path) -> None:
-    """A product of two values is named; nothing is certified, and both are said."""
-    nodes = [
-        helper.make_node("Mul", ["x", "x"], ["square"], "square"),
-        helper.make_node("Gemm", ["square", "w"], ["logits"], "gemm"),
-    ]
-    weight = onnx.numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")
-    opened = context(tmp_path, models.model(nodes, [None, 2], [None, 2], [weight]))
-    _, result = audit(settings(), opened, tmp_path)
+def without_a_bound(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """A model whose `inner` goes into two logits."""
+    last = helper.make_node("Gemm", ["inner", "w"], ["logits"], "gemm")
+    weight = onnx.numpy_helper.from_array(np.array([[1, -1], [-2, 1]], dtype=np.float32), "w")
+    return models.model([*nodes, last], [None, 2], [None, 2], [weight])
+
+
+def test_a_network_without_a_global_bound(tmp_path: Path) -> None:
+    """A product of two values is named; in balls it has bounds, which brute force confirms."""
+    square = helper.make_node("Mul", ["x", "x"], ["inner"], "square")
+    opened = context(tmp_path, without_a_bound([square]), probes=6)
+    _, result = audit(settings(radii=[0.01]), opened, tmp_path)
     section = result.lipschitz
     assert all(math.isinf(row.bound.upper) for row in section.network)
-    assert any(reason.startswith("square (Mul)") for reason in section.unbounded)
+    assert any(reason.startswith("inner (Mul)") for reason in section.unbounded)
+    assert {w.code for w in result.warnings} == {"NO_GLOBAL_BOUND"}
+    for certificates, order in zip(section.certificates, (2, np.inf), strict=True):
+        for row in certificates.probes:
+            probe = opened.inputs(np.array([row.probe]))[0]
+            assert 0 < row.radius <= nearest_change(opened, probe, order)
+            assert row.method == "layers"
+            # The margin's slope is (4 x, 6 y) in size, and more in the ball.
+            assert row.local[0] >= np.linalg.norm([4, 6] * probe, 2 if order == 2 else 1)
+
+
+def test_a_network_without_any_bound(tmp_path: Path) -> None:
+    """What jumps is named; nothing is certified, and both are said."""
+    sign = helper.make_node("Sign", ["x"], ["inner"], "sign")
+    opened = context(tmp_path, without_a_bound([sign]))
+    _, result = audit(settings(), opened, tmp_path)
+    section = result.lipschitz
+    assert any(reason.startswith("inner (Sign)") for reason in section.unbounded)
     assert all(row.radius == 0 for c in section.certificates for row in c.probes)
     assert {w.code for w in result.warnings} == {"NO_GLOBAL_BOUND", "NO_CERTIFICATES"}
 

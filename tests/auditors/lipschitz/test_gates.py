@@ -64,7 +64,8 @@ def _mish(b: Builder, x: str) -> str:
 
 
 SPELLINGS: dict[str, tuple[Spelling, float]] = {
-    "SiLU": (_silu, 1.0998394), "GELU": (_gelu, 1.1289042), "halved GELU": (_halved_gelu, 1.1289042),
+    "SiLU": (_silu, 1.0998394), "GELU": (_gelu, 1.1289042),
+    "halved GELU": (_halved_gelu, 1.1289042),
     "tanh GELU": (_tanh_gelu, 1.1289929), "hard swish": (_hard_swish, 1.5),
     "hard swish by its sigmoid": (_hard_swish_by_sigmoid, 1.5), "Mish": (_mish, 1.0884985),
     # 3 x (1/2 - sigmoid(-1.7 x)) has the slope 3 (S'(1.7 x) - 1/2).

@@ -259,7 +259,7 @@ def test_targeted_examples_reach_their_class(tmp_path: Path) -> None:
     audit = run(
         tmp_path,
         [network(weights()), network(weights())],
-        v1.TransferConfig(budget=200, peers=[v1.PeerModel(label_map=range(4))], attacks=[attack]),
+        v1.TransferConfig(budget=60, peers=[v1.PeerModel(label_map=range(4))], attacks=[attack]),
         inputs,
         answers(weights(), inputs),
     )

@@ -19,6 +19,7 @@ from onnx_auditors.units import (
     lists,
     receptive,
     secondary,
+    sprites,
     statistics,
     thinning,
 )
@@ -264,6 +265,21 @@ def test_receptive_fields_are_where_gradients_reach() -> None:
         top, left = reached.min(0)
         bottom, right = reached.max(0) + 1
         assert list(boxes[place]) == [top, left, bottom, right]
+
+
+def test_boxes_stand_around_what_a_place_sees() -> None:
+    """A frame leaves what is inside as it was, is never too small to see, and stays on the tile."""
+    grey = np.full((3, sprites.TILE, sprites.TILE, 3), 128, dtype=np.uint8)
+    boxes = np.array([[4, 8, 12, 14], [10, 10, 11, 11], [0, 0, 20, 20]])
+    drawn = sprites.boxed(grey, boxes, (20, 20))
+    for picture, (top, left, bottom, right) in zip(drawn, boxes * 2, strict=True):
+        rows, columns = np.nonzero((picture != 128).any(2))
+        sides = (rows.min(), columns.min(), rows.max(), columns.max())
+        assert min(sides[2] - sides[0], sides[3] - sides[1]) >= 8
+        inside = picture[max(top, 1) : min(bottom, 39), max(left, 1) : min(right, 39)]
+        assert (inside == 128).all()
+        assert sides[0] <= top <= bottom <= sides[2] + 1
+        assert sides[1] <= left <= right <= sides[3] + 1
 
 
 def test_near_duplicates_are_thinned() -> None:

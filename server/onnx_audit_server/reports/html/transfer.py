@@ -210,7 +210,7 @@ def _kinds(found: v1.TransferSection) -> list[Block]:
             ("differ in", "examples", "pairs", "error rate", "noise", "excess"),
             [
                 (
-                    f"{kind.tag} alone" if kind.alone else kind.tag,
+                    _difference(kind),
                     attack_name(kind.attack),
                     str(kind.pairs),
                     figure(kind.error_rate, share=True),
@@ -224,6 +224,12 @@ def _kinds(found: v1.TransferSection) -> list[Block]:
             METHOD,
         )
     ]
+
+
+def _difference(kind: v1.TransferKind) -> str:
+    if kind.source_value or kind.target_value:
+        return f"{kind.tag}: {kind.source_value} to {kind.target_value}"
+    return f"{kind.tag} alone" if kind.alone else kind.tag
 
 
 def _fooling(found: v1.TransferSection) -> list[Block]:
