@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def document(
 
 
 def image_report(
-    blobs: BlobStore, *, classes: int = 10, probes: int = 12, side: int = 28, layers: int = 3
+    blobs: BlobStore, *, classes: int = 10, probes: int = 12, side: int = 28, layers: int = 2
 ) -> v1.Report:
     """A report on images with all sections, whose figures are drawn at random.
 
@@ -129,7 +130,7 @@ def image_report(
                           median=estimate(float(draw.uniform(0, 2)), 0, math.inf))  # fmt: skip
     _lipschitz(report, draw, layers)
     _units(report, blobs, draw, layers)
-    _transfer(report, draw, 8)
+    _transfer(report, draw, 4)
     return report
 
 
@@ -155,9 +156,9 @@ def _lipschitz(report: v1.Report, draw: np.random.Generator, layers: int) -> Non
 
 def _units(report: v1.Report, blobs: BlobStore, draw: np.random.Generator, layers: int) -> None:
     sprite = Image.fromarray(draw.integers(0, 255, (338, 770), dtype=np.uint8))
-    path = Path(str(blobs._staging)) / "sprite.png"
-    sprite.save(path)
-    picture = blobs.put(path.read_bytes(), "image/png")
+    file = io.BytesIO()
+    sprite.save(file, "PNG")
+    picture = blobs.put(file.getvalue(), "image/png")
     del report.units.layers[:]
     for number in range(layers):
         layer = report.units.layers.add(value=f"/features/{number}/Relu", dimension=64, live=60)

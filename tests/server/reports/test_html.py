@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.client.reports import full_report
+from tests.client.reports import ARTEFACT, full_report
 from tests.server.reports.documents import HOSTILE, document, image_report, policy_result
 
 from onnx_audit import v1
+from onnx_audit_server.reports import formats
 from onnx_audit_server.reports.document import Document
-from onnx_audit_server.reports.html import page, pictures, svg
+from onnx_audit_server.reports.html import distortion, page, pictures, svg
 from onnx_audit_server.reports.html.charts import Curve, curves
 from onnx_audit_server.reports.words import apart, clean, short
 from onnx_audit_server.store.blobs import BlobStore
@@ -162,6 +163,10 @@ def test_a_large_report_stays_small(blobs: BlobStore) -> None:
     # What has no room is named instead.
     sprite = report.units.layers[0].galleries[0].image.sha256
     assert f"The picture is not in this page: blob {sprite}" in text
+    # The last layer, which stands open, has its pictures.
+    last = content.decode()[content.decode().rindex("<h3>Layer /features/49") :]
+    assert '<div class="scroll picture"' in last
+    assert "<svg" in last
 
 
 def test_missing_blobs_are_named(images: v1.Report, tmp_path: Path) -> None:
@@ -169,6 +174,23 @@ def test_missing_blobs_are_named(images: v1.Report, tmp_path: Path) -> None:
     text = Reader(page.render(document(tmp_path, report)).decode()).text
     assert f"The examples are in the blob {images.distortion.norms[0].artefact.sha256}" in text
     assert "which is not at hand here" in text
+
+
+def test_files_that_are_something_else_are_refused(blobs: BlobStore) -> None:
+    report = full_report()
+    report.distortion.norms[0].artefact.CopyFrom(blobs.put(ARTEFACT, "application/octet-stream"))
+    with pytest.raises(formats.BrokenReportError, match="is not what the report says"):
+        formats.render(v1.REPORT_FORMAT_HTML, report, None, None, blobs)
+
+
+def test_distances_beyond_the_table_come_from_the_file(images: v1.Report, blobs: BlobStore) -> None:
+    norm = v1.NormDistortion()
+    norm.CopyFrom(images.distortion.norms[0])
+    listed = distortion.finite_distances(Document(images, None, None, blobs), norm)
+    del norm.probes[:]
+    read = distortion.finite_distances(Document(images, None, None, blobs), norm)
+    np.testing.assert_array_equal(read, listed)
+    assert len(read) == 12
 
 
 def test_pictures_are_the_inputs(rendered: str, images: v1.Report, blobs: BlobStore) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from onnx_audit import v1
 from onnx_audit_server.reports.document import Artefacts
@@ -26,6 +27,7 @@ _GREY, _COLOUR = 1, 3
 _MOST_SIDE, _SMALLEST_SIDE = 160, 8
 _PIXELS_AS_PNG = 64 * 64
 _QUALITY = 88
+_PICTURES: Final = frozenset({"image/png", "image/jpeg"})
 _FLAT, _PLANE, _IMAGE = 1, 2, 3
 
 
@@ -36,7 +38,9 @@ class Allowance:
         self.left = most
 
     def data_uri(self, content: bytes, media_type: str) -> str:
-        """The picture as a data URI; empty where it is too large for what is left."""
+        """The picture as a data URI; empty if it is none, or too large for what is left."""
+        if media_type not in _PICTURES:
+            return ""
         text = base64.b64encode(content).decode()
         if len(text) > self.left:
             return ""
@@ -126,14 +130,11 @@ def rows(artefacts: Artefacts, blob: v1.BlobRef, wanted: Sequence[int]) -> list[
 
     Raises:
         FileNotFoundError: The blob is not there.
+        ValueError: It is no safetensors file.
     """
-    with (
-        artefacts.as_file(blob.sha256) as path,
-        safe_open(path, framework="numpy") as file,
-    ):
-        names = list(file.keys())
-        slices = {name: file.get_slice(name) for name in names}
-        return [{name: slices[name][row : row + 1][0] for name in names} for row in wanted]
+    with _opened(artefacts, blob) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return [{name: part[row : row + 1][0] for name, part in slices.items()} for row in wanted]
 
 
 def column(artefacts: Artefacts, blob: v1.BlobRef, name: str) -> npt.NDArray[Any]:
@@ -141,12 +142,20 @@ def column(artefacts: Artefacts, blob: v1.BlobRef, name: str) -> npt.NDArray[Any
 
     Raises:
         FileNotFoundError: The blob is not there.
+        ValueError: It is no safetensors file, or has no such column.
     """
-    with (
-        artefacts.as_file(blob.sha256) as path,
-        safe_open(path, framework="numpy") as file,
-    ):
+    with _opened(artefacts, blob) as file:
         return np.asarray(file.get_tensor(name))
+
+
+@contextmanager
+def _opened(artefacts: Artefacts, blob: v1.BlobRef) -> Iterator[Any]:
+    with artefacts.as_file(blob.sha256) as path:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                yield file
+        except SafetensorError as error:
+            raise ValueError(f"blob {blob.sha256} is not what the report says: {error}") from error
 
 
 def _levels(shares: Floats) -> Bytes:

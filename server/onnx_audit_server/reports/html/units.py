@@ -32,7 +32,7 @@ from onnx_audit_server.reports.words import (
 )
 
 METHOD: Final = "units"
-_MOST_DRAWN: Final = 16
+_MOST_DRAWN: Final = 8
 _MOST_UNITS: Final = 8
 _VERDICTS: Final = {
     v1.UNIT_VERDICT_MORE: "more meaningful than random",
@@ -66,17 +66,26 @@ def section(document: Document, allowance: pictures.Allowance) -> Section:
     blocks: list[Block] = [_embedding(found)]
     blocks += _depth(found)
     blocks.append(_scores(found))
-    last = len(found.layers) - 1
-    for place, layer in enumerate(found.layers):
-        blocks.append(
-            Group(
-                f"Layer {layer.value}",
-                tuple(_layer(document.artefacts, layer, place, allowance)),
-                layer.summary,
-                folded=place != last,
-            )
-        )
+    blocks += _groups(document.artefacts, found.layers, allowance)
     return Section(METHOD, "Units against random directions", lead, tuple(blocks))
+
+
+def _groups(
+    artefacts: Artefacts, layers: Sequence[v1.UnitsLayer], allowance: pictures.Allowance
+) -> list[Group]:
+    """A group for each layer, the last one open; room for pictures goes to the last ones first."""
+    groups = []
+    for place in reversed(range(len(layers))):
+        behind = len(layers) - 1 - place
+        layer = layers[place]
+        blocks: list[Block] = []
+        if behind < _MOST_DRAWN:
+            blocks += _drawings(layer, place)
+        blocks += _layer(artefacts, layer, allowance)
+        groups.append(
+            Group(f"Layer {layer.value}", tuple(blocks), layer.summary, folded=behind > 0)
+        )
+    return groups[::-1]
 
 
 def _embedding(found: v1.UnitsSection) -> Facts:
@@ -171,13 +180,15 @@ def _verdict(score: v1.UnitScore) -> str:
     return text
 
 
-def _layer(
-    artefacts: Artefacts, layer: v1.UnitsLayer, place: int, allowance: pictures.Allowance
-) -> Iterator[Block]:
-    if layer.scores and layer.scores[0].histogram.edges and place < _MOST_DRAWN:
+def _drawings(layer: v1.UnitsLayer, place: int) -> Iterator[Block]:
+    if layer.scores and layer.scores[0].histogram.edges:
         yield _histogram(layer.scores[0], place)
-    if place < _MOST_DRAWN:
-        yield from _curve(layer, place)
+    yield from _curve(layer, place)
+
+
+def _layer(
+    artefacts: Artefacts, layer: v1.UnitsLayer, allowance: pictures.Allowance
+) -> Iterator[Block]:
     yield Facts(
         [
             (
