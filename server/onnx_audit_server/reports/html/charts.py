@@ -41,9 +41,10 @@ class Curve:
     dashed: bool = False
 
     def between(self, edges: Floats) -> Floats:
-        """Its value on each piece between edges that contain all its points."""
+        """The limit on each piece between edges that contain all its points, in [0, 1]."""
         if self.step == "post":
-            return self.y[np.searchsorted(self.x, edges[:-1], side="right") - 1]
+            before = np.insert(self.y, 0, 1.0)
+            return before[np.searchsorted(self.x, edges[:-1], side="right")]
         after = np.append(self.y, 0.0)
         return after[np.searchsorted(self.x, edges[1:], side="left")]
 
