@@ -103,8 +103,8 @@ def _unlabelled(section: v1.UnitsSection) -> v1.ReportWarning:
     return v1.ReportWarning(
         code="UNLABELLED_PROBES",
         message=(
-            f"the probes have no labels: units were judged by {names} alone, in the reference "
-            f"embedding {section.embedding.source}"
+            f"the probes have no labels: units were judged by {names} alone; the reference "
+            f"embedding is {section.embedding.source}"
         ),
     )
 
