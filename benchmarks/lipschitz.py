@@ -29,16 +29,29 @@ from onnx_auditors.network import load
 GREY = ((0.0,), (1.0,))
 CIFAR_KW = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-CASES: tuple[tuple[str, int, Any], ...] = (
-    ("mnist-net_256x2", 5, GREY),
-    ("mnist-net_256x4", 3, GREY),
-    ("cifar_base_kw", 2, CIFAR_KW),
-    ("cifar_resnet_2b", 2, CIFAR),
+CASES: tuple[tuple[str, int, Any, bool], ...] = (
+    ("mnist-net_256x2", 5, GREY, False),
+    ("mnist-net_256x4", 3, GREY, False),
+    ("mnist-net_256x2", 5, GREY, True),
+    ("mnist-net_256x4", 3, GREY, True),
+    ("cifar_base_kw", 2, CIFAR_KW, False),
+    ("cifar_resnet_2b", 2, CIFAR, False),
 )
+"""Network, images, mean and std, and whether the images are those of the competition."""
 
 
-def images(folder: Path, name: str) -> tuple[Any, Any]:
-    """Returns test images in probe space and labels, in the order of the original test set."""
+def images(folder: Path, name: str, competition: bool) -> tuple[Any, Any]:
+    """Returns test images in probe space and labels.
+
+    In the order of the original test set; or those of the verification competition's instances for
+    mnist-net_256x2, each once and in their order.
+    """
+    if competition:
+        with np.load(folder / "verified_linf.npz") as facts:
+            shown = facts["mnist-net_256x2/images"].reshape(-1, 784, 1)
+            labels = facts["mnist-net_256x2/labels"]
+        first = np.sort(np.unique(shown, axis=0, return_index=True)[1])
+        return shown[first] / 255.0, labels[first]
     if name.startswith("mnist"):
         data = np.load(folder / "mnist_test_1000.npz")
         order = np.argsort(data["index"])
@@ -60,11 +73,12 @@ def peer(python: str, job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def compare(folder: Path, name: str, count: int, spec: Any, python: str | None) -> None:  # noqa: ANN401
+def compare(folder: Path, case: tuple[str, int, Any, bool], python: str | None) -> None:
     """Prints one network's lines."""
+    name, count, spec, competition = case
     path = folder / "models" / f"{name}.onnx"
     network = load(path)
-    x, labels = images(folder, name)
+    x, labels = images(folder, name, competition)
     mean, std = (torch.tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in spec)
     if name.startswith("mnist"):
         mean, std = mean[0], std[0]
@@ -72,7 +86,9 @@ def compare(folder: Path, name: str, count: int, spec: Any, python: str | None) 
     answers = graph.logits(torch.from_numpy(x[:60])).argmax(1).numpy()
     rows = np.flatnonzero(answers == labels[:60])[:count]
     whole = network_bounds(network, ("l2",), entropy=0).network[0]
-    print(f"{name}: global {whole.bound.upper:.5g}, product {whole.product:.5g} (model's input)")
+    chosen = "competition" if competition else "test"
+    print(f"{name}, {chosen} images: global {whole.bound.upper:.5g}, ", end="")
+    print(f"product {whole.product:.5g} (model's input)")
     started = time.process_time()
     ours = certificates(graph, x[rows], labels[rows], "l2").radius
     seconds = (time.process_time() - started) / count
@@ -91,8 +107,8 @@ def main() -> None:
     """Compares all networks."""
     torch.set_num_threads(1)
     folder = shared_data()
-    for name, count, spec in CASES:
-        compare(folder, name, count, spec, sys.argv[1] if len(sys.argv) > 1 else None)
+    for case in CASES:
+        compare(folder, case, sys.argv[1] if len(sys.argv) > 1 else None)
 
 
 if __name__ == "__main__":
