@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
 
 import click
 from google.protobuf.message import Message
@@ -14,9 +13,8 @@ from onnx_audit.cli.documents import FORMATS
 from onnx_audit.cli.options import Connection, connection_options
 from onnx_audit.cli.output import as_dict, people, print_json, report_source
 from onnx_audit.cli.report_view import print_report
+from onnx_audit.files import local_blob
 from onnx_audit.policies import load_policy
-
-_ARTEFACTS: Final = frozenset({".safetensors", ".png", ".jpg"})
 
 
 @click.group()
@@ -113,12 +111,13 @@ def render_report(
 
 
 def artefacts(found: v1.Report, folder: Path) -> list[Path]:
-    """Files in a folder that may be what a report refers to, told by their sizes."""
-    sizes = {blob.size_bytes for blob in _blobs(found)}
+    """Files where `run` leaves them beside a report that are what the report refers to."""
+    wanted = {blob.sha256: blob.size_bytes for blob in _blobs(found)}
+    sizes = set(wanted.values())
     return [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in _ARTEFACTS and path.is_file() and path.stat().st_size in sizes
+        for path in sorted((*folder.glob("*.safetensors"), *folder.glob("units/*/*")))
+        if path.is_file() and path.stat().st_size in sizes and local_blob(path).sha256 in wanted
     ]
 
 
