@@ -24,7 +24,7 @@ from onnx_auditors.lipschitz.composition import (
 )
 from onnx_auditors.lipschitz.crown import Bounds
 from onnx_auditors.lipschitz.graph import Graph, ToInput
-from onnx_auditors.lipschitz.joint import MaxPool
+from onnx_auditors.lipschitz.joint import MaxPool, Opaque
 from onnx_auditors.lipschitz.layerwise import Layerwise
 from onnx_auditors.lipschitz.local import amplifications
 from onnx_auditors.lipschitz.search import Search
@@ -205,7 +205,8 @@ def layer_certificates(
 ) -> tuple[Certificates, Doubles]:
     """Returns what the bounds of layers and of pairs of classes say on probes.
 
-    Layer by layer in balls only where no relaxation is possible: it would be better.
+    Layer by layer in balls only where that is more than the global bound: where a function is
+    bounded, or far less steep, near the probe alone.
 
     Args:
         graph: The graph, without `refusals`.
@@ -220,13 +221,29 @@ def layer_certificates(
     """
     x = torch.as_tensor(np.asarray(inputs), dtype=torch.float64, device=graph.device)
     y = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=graph.device)
+    radius, methods = np.zeros(len(x)), [""] * len(x)
+    steepest = np.zeros((len(x), len(radii)))
+    for rows in _blocks(graph, len(x)):
+        found, steep = _by_layers(graph, (x[rows], y[rows]), norm, bounds, radii)
+        places = rows.cpu().numpy()
+        radius[places], steepest[places] = found.radius, steep
+        for i, method in zip(rows.tolist(), found.method, strict=True):
+            methods[i] = method
+    return Certificates(radius, methods), steepest
+
+
+def _by_layers(
+    graph: Graph, probes: tuple[Tensor, Tensor], norm: BallNorm, bounds: LayerBounds,
+    radii: Sequence[float],
+) -> tuple[Certificates, Doubles]:  # fmt: skip
+    x, y = probes
     logits = graph.logits(x)
     slack = _EVALUATION * logits.abs().amax(1).clamp(min=1)
     lowered = logits.scatter_add(1, y[:, None], -slack[:, None])
     radius = global_radii(lowered, y, bounds.pairs)
     methods = ["global" if r > 0 else "" for r in radius.tolist()]
     steepest = bounds.pairs[y].amax(1)[:, None].expand(-1, len(radii)).clone()
-    if obstacles(graph):
+    if any(isinstance(node.rule, Opaque) and node.rule.moving for node in graph.bent):
         layerwise = Layerwise(graph, bounds.layers, norm, x)
         near = layerwise.radii(lowered.gather(1, y[:, None]) - lowered, y)
         methods = ["layers" if r else m for r, m in zip(near > radius, methods, strict=True)]

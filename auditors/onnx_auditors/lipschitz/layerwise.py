@@ -25,7 +25,7 @@ from onnx_auditors.lipschitz.moving import Local
 from onnx_auditors.lipschitz.steps import Step, steps_of
 
 _UP = 1 + 1e-9
-_HALVINGS = 40
+_HALVINGS = 24
 """Steps of the search for a radius, which starts from that of the smallest ball."""
 
 
