@@ -45,30 +45,33 @@ def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> 
     """Returns the shortest step in L2; see `Norm.nearest`.
 
     The reach <w, min(lam w, room)> is concave, piecewise linear and rising in lam, so Newton's
-    method from 0 never oversteps and ends at the exact multiplier.
+    method from below never oversteps and ends at the exact multiplier.
     """
-    weight, room = normal.abs(), _room(normal, lower, upper)
-    squares = weight.square()
-    lam = torch.zeros_like(needed)[:, None]
+    squares = normal.square()
+    # Without the box's ends this were the multiplier, so it is not beyond the exact one.
+    lam = (needed.clamp_min(0) / squares.sum(1).clamp_min(_TINY))[:, None]
     for _ in range(_NEWTON_STEPS):
-        wish = lam * weight
-        missing = needed - _dot(weight, torch.minimum(wish, room))
-        lam, moved = _newton(lam, missing, _dot(squares, (wish < room).to(squares)))
+        wish = -lam * normal
+        step = torch.clamp(wish, lower, upper)
+        missing = needed + _dot(normal, step)
+        lam, moved = _newton(lam, missing, _dot(squares, (step == wish).to(squares)))
         if not moved:
             break
-    return torch.minimum(lam * weight, room) * -normal.sign()
+    return torch.clamp(-lam * normal, lower, upper)
 
 
 def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in Linf; see `Norm.nearest`. The same Newton's method as in L2."""
-    weight, room = normal.abs(), _room(normal, lower, upper)
-    lam = torch.zeros_like(needed)[:, None]
+    weight, direction = normal.abs(), -normal.sign()
+    lam = (needed.clamp_min(0) / weight.sum(1).clamp_min(_TINY))[:, None]
     for _ in range(_NEWTON_STEPS):
-        missing = needed - _dot(weight, torch.minimum(lam, room))
-        lam, moved = _newton(lam, missing, _dot(weight, (lam < room).to(weight)))
+        wish = lam * direction
+        step = torch.clamp(wish, lower, upper)
+        missing = needed + _dot(normal, step)
+        lam, moved = _newton(lam, missing, _dot(weight, (step == wish).to(weight)))
         if not moved:
             break
-    return torch.minimum(lam, room) * -normal.sign()
+    return torch.clamp(lam * direction, lower, upper)
 
 
 def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ NORMS = {
     norm.name: norm
     for norm in (
         Norm("l2", lambda change: change.double().norm(dim=1), nearest_l2),
-        Norm("linf", lambda change: change.double().abs().amax(1), nearest_linf),
+        Norm("linf", lambda change: change.abs().amax(1).double(), nearest_linf),
         Norm("l1", lambda change: change.double().abs().sum(1), nearest_l1),
         Norm("l0", lambda change: (change != 0).sum(1).double(), nearest_l0, sparse=True),
     )

@@ -1,36 +1,24 @@
-"""The main engine: averaged linearised projection.
+"""The main engine: descents of many pairs of a probe and a rival class.
 
-For a rival class k the margin is m(x) = z_y(x) - z_k(x). From the point x the margin is replaced by
-its linear form, whose normal is averaged over the last steps, and x moves towards the point of
-{linear margin <= -overshoot} inside the box that is nearest to the probe. The averaged normal keeps
-the iteration from jumping between the linear pieces of a ReLU network.
-
-All rivals compete at first; the best few go on (a beam). A second start is where the line to the
-nearest input that the network answers otherwise crosses the boundary: it finds its way where the
-gradients around the probe vanish. What is left of the budget restarts from noise around the best
-point found.
+For a rival class k the margin is m(x) = z_y(x) - z_k(x). All rivals compete at first; the best few
+go on (a beam). A second start is where the line to the nearest input that the network answers
+otherwise crosses the boundary: it finds its way where the gradients around the probe vanish. What
+is left of the budget goes to annealed descents, or to restarts from noise around the best point.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onnx_auditors.distortion import sparse, starts
-from onnx_auditors.distortion.cuts import Cuts
+from onnx_auditors.distortion import descent, sparse, starts
+from onnx_auditors.distortion.descent import Pairs
 from onnx_auditors.distortion.search import Search
 
 # Lengths are shares of the box's mean width.
-LARGEST_AVERAGE = 0.8
-"""Largest weight of the past in the average of normals; it grows as k / (k + 3)."""
-OVERSHOOT = (1e-2, 3e-5)
-"""How far past the linear boundary the first and the last step aim."""
-BOOST = (1.5, 1.5)
-"""Growth of the overshoot while a row is not across the boundary, and fall while it is."""
 NOISE = 0.2
 """Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 8), (1, 25))
@@ -45,19 +33,16 @@ standard deviation around the probe (False)."""
 ROUND_STAGES = ((6, 10), (2, 20))
 EDGE_STAGES = ((6, 30), (3, 40))
 """The same where several classes stand in the way at once: following edges takes longer."""
+RESTARTED = 1 / 3
+"""Share of what is left after the beam that goes to restarts in L2, if it pays for a round."""
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
-WALK = (0.006, 1.25)
-"""First step of a walk, times the square root of the dimension, and the growth of its steps."""
 WALK_STEPS = 12
-STEP = 0.5
-"""Share of the way to the nearest point of the linear form that a step goes."""
-TRUST = 0.05
-"""Farthest that a linear form is believed, times the square root of the dimension."""
-LEAST_SLOPE = 0.5
-"""Least slope along the averaged normal, as a share of the gradient's length."""
-TINY = 1e-12
+ANNEAL_STEPS = 320
+"""About how many steps an annealed descent takes where the budget allows."""
+LEAST_ANNEAL = 40
+"""Fewest steps that are worth one."""
 
 
 def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> None:
@@ -75,7 +60,7 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
     if anchors is not None and reserve:
         places, x, rival = starts.anchored(search, rows, *anchors)
         if len(places):
-            _descend(search, _start(search, rows[places], rival, x), ANCHOR_STEPS)
+            descent.descend(search, descent.start(search, rows[places], rival, x), ANCHOR_STEPS)
             if search.targets is None:
                 rivals[places] = starts.first(rivals[places], rival)
     lost = search.distance[rows].isinf()
@@ -83,102 +68,15 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
     if search.norm.sparse:
         sparse.thin(search, rows, rivals, budget)
+        return
+    left = search.left(rows, budget)
+    if search.norm.name == "l2" and left > LEAST_ANNEAL:
+        # Restarts come first, as they see what is far away.
+        if left * RESTARTED >= _cost(_stages(search)):
+            _restarts(search, rows, rivals, budget - (1 - RESTARTED) * left)
+        _anneals(search, rows, rivals, budget)
     else:
         _restarts(search, rows, rivals, budget)
-
-
-@dataclass
-class _Pairs:
-    """Probes paired with rival classes, and where the iteration of each pair stands.
-
-    Attributes:
-        rows: Probe of each pair.
-        rival: Class of each pair.
-        x: Current point.
-        normal: Average of the normalised gradients so far.
-        estimate: Distance to the linearised boundary at the last step.
-        boost: Factor of the overshoot.
-        steps: Steps made.
-    """
-
-    rows: Tensor
-    rival: Tensor
-    x: Tensor
-    normal: Tensor
-    estimate: Tensor
-    boost: Tensor
-    reach: Tensor
-    cuts: Cuts | None
-    steps: int = 0
-
-    def pick(self, chosen: Tensor) -> _Pairs:
-        """Returns some of the pairs."""
-        return _Pairs(
-            self.rows[chosen],
-            self.rival[chosen],
-            self.x[chosen],
-            self.normal[chosen],
-            self.estimate[chosen],
-            self.boost[chosen],
-            self.reach[chosen],
-            self.cuts and self.cuts.pick(chosen),
-            self.steps,
-        )
-
-
-def _start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> _Pairs:
-    x = search.clip(x, rows)
-    one = torch.ones_like(x[:, 0])
-    cuts = Cuts(len(x), x) if _several(search) else None
-    normal = torch.zeros_like(x)
-    return _Pairs(rows, rival, x, normal, math.inf * one, one, search.width * one, cuts)
-
-
-def _several(search: Search) -> bool:
-    """Whether several classes may stand in the way at once."""
-    return search.targets is not None and search.norm.name == "l2"
-
-
-def _descend(search: Search, pairs: _Pairs, steps: int, last: bool = True) -> None:
-    """Moves each pair towards the nearest point of its averaged linearised boundary."""
-    rows = pairs.rows
-    origin = search.origin[rows]
-    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
-    trust = TRUST * search.width * math.sqrt(origin.shape[1])
-    for step in range(steps):
-        at = search.margin(pairs.x, rows, pairs.rival)
-        search.offer(pairs.x, rows, at.excess < 0)
-        length = at.gradient.norm(dim=1).clamp_min(TINY)
-        beta = min(pairs.steps / (pairs.steps + 3), LARGEST_AVERAGE)
-        unit = at.gradient / length[:, None]
-        if pairs.cuts is None:
-            pairs.normal = beta * pairs.normal + (1 - beta) * unit
-            normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
-        else:
-            slot, normal = pairs.cuts.renew(at.against, unit, beta)
-        overshoot = OVERSHOOT[0] * (OVERSHOOT[1] / OVERSHOOT[0]) ** (step / max(steps - 1, 1))
-        passed = (normal * (pairs.x - origin)).sum(1)
-        slope = (at.gradient * normal).sum(1)
-        away = at.value / torch.maximum(slope, LEAST_SLOPE * length)
-        # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
-        pairs.boost = torch.where(
-            at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
-        ).clamp_min(1.0)
-        needed = away.clamp_max(trust) - passed
-        beyond = overshoot * pairs.reach * pairs.boost
-        if pairs.cuts is None:
-            change = search.norm.nearest(normal, needed + beyond, lower, upper)
-        else:
-            pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
-            change = pairs.cuts.nearest(beyond, lower, upper)
-        pairs.reach = change.norm(dim=1).clamp(TINY, trust)
-        pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
-        whole = search.norm.sparse or (step == steps - 1 and last)
-        aim = origin + change
-        pairs.x = aim if whole else pairs.x + STEP * (aim - pairs.x)
-        pairs.steps += 1
-    if last:
-        search.fooled(pairs.x, rows)
 
 
 def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor:
@@ -191,7 +89,7 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     noise = search.noise(rows).repeat_interleave(count, 0)
     scale = 0.0 if search.norm.sparse else NOISE * search.width
     start = search.origin[flat] + scale * noise
-    pairs = _start(search, flat, rivals[:, :count].reshape(-1), start)
+    pairs = descent.start(search, flat, rivals[:, :count].reshape(-1), start)
     scaled = [(width, max(1, int(steps * share))) for width, steps in stages]
     best = _narrow(search, rows, pairs, scaled, budget)
     order = rivals.clone()
@@ -202,7 +100,7 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
 def _narrow(
     search: Search,
     rows: Tensor,
-    pairs: _Pairs,
+    pairs: Pairs,
     stages: Sequence[tuple[int, int]],
     budget: float,
 ) -> Tensor:
@@ -235,36 +133,33 @@ def _narrow(
         steps = min(most, affordable)
         lost = search.distance[pairs.rows].isinf()
         if last and steps > 2 * WALK_STEPS and bool(lost.any()):
-            walked = _walk(search, pairs.pick(lost), WALK_STEPS)
-            _descend(search, walked, steps - WALK_STEPS)
+            walked = descent.walk(search, pairs.pick(lost), WALK_STEPS)
+            descent.descend(search, walked, steps - WALK_STEPS)
             pairs = pairs.pick(~lost)
         if len(pairs.rows):
-            _descend(search, pairs, steps, last=last)
+            descent.descend(search, pairs, steps, last=last)
     return ranks
 
 
-def _walk(search: Search, pairs: _Pairs, steps: int) -> _Pairs:
-    """Goes down the margin from the probe in short steps, until it is crossed.
+def _anneals(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
+    """Spends what is left on annealed descents from noise around the best point."""
+    left = search.left(rows, budget)
+    rounds = max(1, round(left / ANNEAL_STEPS))
+    # Each ends with a look at its last point.
+    steps = int(left / rounds - 1 / 2)
+    for turn in range(rounds):
+        start = search.best[rows] + descent.radius(search, rows)[:, None] * search.noise(rows)
+        rival = order[:, RIVALS[turn % len(RIVALS)] % order.shape[1]]
+        descent.descend(search, descent.start(search, rows, rival, start), steps, descent.ANNEALED)
 
-    Where linear forms are good nearby only, as on plateaus, their boundaries lead astray; short
-    steps follow the margin where it bends.
-    """
-    rows, rival = pairs.rows, pairs.rival
-    x = search.origin[rows]
-    crossed = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(steps):
-        at = search.margin(x, rows, rival)
-        search.offer(x, rows, at.excess < 0)
-        crossed |= at.excess < 0
-        if search.targets is None:
-            rival = at.against
-        unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
-        length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
-        change = search.norm.nearest(
-            unit, length * (~crossed).to(x), search.lower[rows] - x, search.upper[rows] - x
-        )
-        x = x + change
-    return _start(search, rows, rival, x)
+
+def _stages(search: Search) -> tuple[tuple[int, int], ...]:
+    return EDGE_STAGES if descent.several(search) else ROUND_STAGES
+
+
+def _cost(stages: Sequence[tuple[int, int]]) -> float:
+    """Returns the evaluations of a round, with the look at the last points."""
+    return sum(k * steps for k, steps in stages) + stages[-1][0] / 2
 
 
 def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
@@ -273,8 +168,8 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
     Around the best point noise finds the neighbouring pieces of the boundary; around the probe it
     finds other ways.
     """
-    turn, whole = 0, EDGE_STAGES if _several(search) else ROUND_STAGES
-    cost = sum(k * steps for k, steps in whole) + whole[-1][0] / 2
+    turn, whole = 0, _stages(search)
+    cost = _cost(whole)
     while (left := search.left(rows, budget)) >= LEAST_ROUND:
         stages = whole if left >= cost else ((1, int(left - 1 / 2)),)
         width = stages[0][0]
@@ -291,5 +186,5 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
             rival.append(order[:, RIVALS[(turn + i) % len(RIVALS)] % order.shape[1]])
         turn += width
         rivals = torch.stack(rival, 1).reshape(-1)
-        pairs = _start(search, flat, rivals, torch.stack(starts_, 1).flatten(0, 1))
+        pairs = descent.start(search, flat, rivals, torch.stack(starts_, 1).flatten(0, 1))
         _narrow(search, rows, pairs, stages, budget)

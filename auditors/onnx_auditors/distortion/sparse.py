@@ -16,6 +16,8 @@ from onnx_auditors.distortion.search import Search
 TRIES = 4
 """Tries per probe that run side by side."""
 STEPS = 8
+LEAST_STEPS = 5
+"""Steps of a try, and the fewest that are worth one."""
 BLURS = (0.1, 0.3)
 """Standard deviations of the logarithm of the blur, in turn."""
 LARGEST_AVERAGE = 0.8
@@ -35,7 +37,11 @@ def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
     while True:
         going = search.distance[rows].isfinite() & (search.distance[rows] > 1)
         rows, order = rows[going], order[going]
-        if not len(rows) or search.left(rows, budget) < TRIES * STEPS + 0.5:
+        if not len(rows):
+            return
+        # Half an evaluation says what class the best points are of.
+        steps = min(STEPS, int((search.left(rows, budget) - 0.5) / TRIES))
+        if steps < LEAST_STEPS:
             return
         found = search.scores(search.best[rows], rows).argmax(1)
         # Half of the tries keep the class of the best point, the others take the likeliest ones.
@@ -44,11 +50,11 @@ def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
             for i in range(TRIES)
         ]
         rival = torch.stack(columns, 1).reshape(-1)
-        _tries(search, rows.repeat_interleave(TRIES), rival, BLURS[turn % len(BLURS)])
+        _tries(search, rows.repeat_interleave(TRIES), rival, steps, BLURS[turn % len(BLURS)])
         turn += 1
 
 
-def _tries(search: Search, rows: Tensor, rival: Tensor, blur: float) -> None:
+def _tries(search: Search, rows: Tensor, rival: Tensor, steps: int, blur: float) -> None:
     origin, x = search.origin[rows], search.best[rows]
     lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
     allowed = (search.distance[rows] - 1).long()
@@ -62,7 +68,7 @@ def _tries(search: Search, rows: Tensor, rival: Tensor, blur: float) -> None:
     factor = (blur * blurred).exp().scatter(1, out, 0.0)
     x = x.scatter(1, out, origin.gather(1, out))
     normal = torch.zeros_like(x)
-    for step in range(STEPS):
+    for step in range(steps):
         at = search.margin(x, rows, rival)
         search.offer(x, rows, at.excess < 0)
         unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(_TINY)

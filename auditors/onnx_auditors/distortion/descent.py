@@ -1,0 +1,211 @@
+"""A descent of the main engine: averaged linearised projection of pairs of a probe and a rival.
+
+From the point x the margin is replaced by its linear form, whose normal is averaged over the last
+steps, and x moves towards the point of {linear margin <= -overshoot} inside the box that is nearest
+to the probe. The averaged normal keeps the iteration from jumping between the linear pieces of a
+ReLU network. An annealed descent asks the network at points with noise around x, which fades: it
+follows the boundary of the smoothed margin (Duchi, Bartlett and Wainwright 2012, "Randomized
+smoothing for stochastic optimization"), which has fewer local minima, until that is the margin's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnx_auditors.distortion.cuts import Cuts
+from onnx_auditors.distortion.search import Search
+
+# Lengths are shares of the box's mean width.
+UNKNOWN = 0.05
+"""What counts as the best change's root mean square where there is none."""
+BOOST = (1.5, 1.5)
+"""Growth of the overshoot while a row is not across the boundary, and fall while it is."""
+SHARP = 0.85
+"""Share of an annealed descent after which there is no more noise."""
+WALK = (0.006, 1.25)
+"""First step of a walk, times the square root of the dimension, and the growth of its steps."""
+TRUST = 0.05
+"""Farthest that a linear form is believed, times the square root of the dimension."""
+LEAST_SLOPE = 0.5
+"""Least slope along the averaged normal, as a share of the gradient's length."""
+TINY = 1e-12
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a descent goes, from its first step to the last.
+
+    Attributes:
+        overshoot: How far past the linear boundary to aim, a share of the last change.
+        step: Share of the way to the nearest point of the linear form that a step goes.
+        average: Largest weight of the past in the average of normals; it grows as k / (k + 3).
+        blur: Standard deviation of the noise around the point at which the network is asked, a
+            share of the best change's root mean square; 0 without.
+    """
+
+    overshoot: tuple[float, float]
+    step: tuple[float, float] = (0.5, 0.5)
+    average: tuple[float, float] = (0.8, 0.8)
+    blur: tuple[float, float] = (0.0, 0.0)
+
+
+QUICK = Plan(overshoot=(1e-2, 3e-5))
+ANNEALED = Plan(overshoot=(3e-3, 3e-5), step=(0.5, 0.2), average=(0.8, 0.9), blur=(4.0, 0.2))
+
+
+@dataclass
+class Pairs:
+    """Probes paired with rival classes, and where the iteration of each pair stands.
+
+    Attributes:
+        rows: Probe of each pair.
+        rival: Class of each pair.
+        x: Current point.
+        normal: Average of the normalised gradients so far.
+        estimate: Distance to the linearised boundary at the last step.
+        boost: Factor of the overshoot.
+        reach: Length of the last change in L2.
+        cuts: Half-spaces of several classes; None where one class stands in the way.
+        steps: Steps made.
+    """
+
+    rows: Tensor
+    rival: Tensor
+    x: Tensor
+    normal: Tensor
+    estimate: Tensor
+    boost: Tensor
+    reach: Tensor
+    cuts: Cuts | None
+    steps: int = 0
+
+    def pick(self, chosen: Tensor) -> Pairs:
+        """Returns some of the pairs."""
+        return Pairs(
+            self.rows[chosen],
+            self.rival[chosen],
+            self.x[chosen],
+            self.normal[chosen],
+            self.estimate[chosen],
+            self.boost[chosen],
+            self.reach[chosen],
+            self.cuts and self.cuts.pick(chosen),
+            self.steps,
+        )
+
+
+def start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> Pairs:
+    """Returns pairs of probes [m] and rivals [m] that stand at points [m, d]."""
+    x = search.clip(x, rows)
+    one = torch.ones_like(x[:, 0])
+    cuts = Cuts(len(x), x) if several(search) else None
+    normal = torch.zeros_like(x)
+    return Pairs(rows, rival, x, normal, math.inf * one, one, search.width * one, cuts)
+
+
+def several(search: Search) -> bool:
+    """Whether several classes may stand in the way at once."""
+    return search.targets is not None and search.norm.name == "l2"
+
+
+def descend(
+    search: Search, pairs: Pairs, steps: int, plan: Plan = QUICK, last: bool = True
+) -> None:
+    """Moves each pair towards the nearest point of its averaged linearised boundary.
+
+    Args:
+        search: The search.
+        pairs: The pairs; they are moved.
+        steps: Number of steps, an evaluation each.
+        plan: How it goes.
+        last: Whether no other descent follows: it ends with a whole step, and a look at its end.
+    """
+    rows = pairs.rows
+    origin = search.origin[rows]
+    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+    trust = TRUST * search.width * math.sqrt(origin.shape[1])
+    noise = radius(search, rows)[:, None] * search.noise(rows) if plan.blur[0] else None
+    for step in range(steps):
+        share = step / max(steps - 1, 1)
+        x = pairs.x
+        if noise is not None and share < SHARP:
+            x = search.clip(x + _between(plan.blur, share / SHARP) * _shifted(noise, step), rows)
+        at = search.margin(x, rows, pairs.rival)
+        search.offer(x, rows, at.excess < 0)
+        length = at.gradient.norm(dim=1).clamp_min(TINY)
+        beta = min(pairs.steps / (pairs.steps + 3), _between(plan.average, share))
+        unit = at.gradient / length[:, None]
+        if pairs.cuts is None:
+            pairs.normal = beta * pairs.normal + (1 - beta) * unit
+            normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        else:
+            slot, normal = pairs.cuts.renew(at.against, unit, beta)
+        passed = (normal * (x - origin)).sum(1)
+        slope = (at.gradient * normal).sum(1)
+        away = at.value / torch.maximum(slope, LEAST_SLOPE * length)
+        # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
+        pairs.boost = torch.where(
+            at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
+        ).clamp_min(1.0)
+        needed = away.clamp_max(trust) - passed
+        beyond = _between(plan.overshoot, share) * pairs.reach * pairs.boost
+        if pairs.cuts is None:
+            change = search.norm.nearest(normal, needed + beyond, lower, upper)
+        else:
+            pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
+            change = pairs.cuts.nearest(beyond, lower, upper)
+        pairs.reach = change.norm(dim=1).clamp(TINY, trust)
+        pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
+        whole = search.norm.sparse or (step == steps - 1 and last)
+        aim = origin + change
+        pairs.x = aim if whole else pairs.x + _between(plan.step, share) * (aim - pairs.x)
+        pairs.steps += 1
+    if last:
+        search.fooled(pairs.x, rows)
+
+
+def _between(ends: tuple[float, float], share: float) -> float:
+    """Goes from the first to the last value in equal ratios."""
+    return ends[0] * (ends[1] / ends[0]) ** share if ends[0] else 0.0
+
+
+def radius(search: Search, rows: Tensor) -> Tensor:
+    """Returns the root mean square of the best change, [m]; of `UNKNOWN` where there is none."""
+    root = math.sqrt(search.origin.shape[1])
+    size = (search.best[rows] - search.origin[rows]).norm(dim=1) / root
+    return torch.where(size > 0, size, UNKNOWN * search.width)
+
+
+def _shifted(noise: Tensor, step: int) -> Tensor:
+    """Returns the noise of a step: white noise is not correlated with its shifts."""
+    width = noise.shape[1]
+    return noise.roll(step * round(_GOLDEN * width) % width, 1)
+
+
+def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
+    """Goes down the margin from the probe in short steps, until it is crossed.
+
+    Where linear forms are good nearby only, as on plateaus, their boundaries lead astray; short
+    steps follow the margin where it bends.
+    """
+    rows, rival = pairs.rows, pairs.rival
+    x = search.origin[rows]
+    crossed = torch.zeros_like(rows, dtype=torch.bool)
+    for step in range(steps):
+        at = search.margin(x, rows, rival)
+        search.offer(x, rows, at.excess < 0)
+        crossed |= at.excess < 0
+        if search.targets is None:
+            rival = at.against
+        unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
+        length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
+        change = search.norm.nearest(
+            unit, length * (~crossed).to(x), search.lower[rows] - x, search.upper[rows] - x
+        )
+        x = x + change
+    return start(search, rows, rival, x)
