@@ -115,7 +115,7 @@ def attack_name(attack: v1.TransferAttack.ValueType) -> str:
 
 def score_name(kind: v1.UnitScoreKind.ValueType) -> str:
     """A score's name, such as "label"."""
-    return v1.UnitScoreKind.Name(kind).removeprefix("UNIT_SCORE_KIND_").lower()
+    return v1.UnitScoreKind.Name(kind).removeprefix("UNIT_SCORE_KIND_").lower().replace("_", " ")
 
 
 def verdict_name(verdict: v1.Verdict.ValueType) -> str:

@@ -159,16 +159,16 @@ def _scores(found: v1.UnitsSection) -> Table:
                 score_name(score.kind),
                 figure(score.index_auc),
                 figure(score.rotated_index),
-                number(score.p_holm),
+                number(score.p_holm) if score.verdict else "",
                 number(score.natural_mean.value),
                 number(score.random_mean.value),
-                _verdict(score),
+                _verdict(score) if score.verdict else "secondary",
             )
             for layer in found.layers
-            for score in layer.scores
+            for score in (*layer.scores, *layer.secondary)
         ],
         "The index saturates: the mean scores of units and random directions say how good they are "
-        "in absolute terms (0: chance, 1: best).",
+        "in absolute terms (0: chance, 1: best). Secondary scores have no verdict.",
         METHOD,
     )
 
