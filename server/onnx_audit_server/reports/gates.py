@@ -149,7 +149,7 @@ def _figure(row: v1.GateFigure) -> Figure:
     threshold = "-"
     if row.HasField("threshold"):
         threshold = f"{_RELATIONS.get(row.relation, '')} {number(row.threshold)}".strip()
-    value = figure(row.value) if row.HasField("value") else "missing"
+    value = _shown(row.value) if row.HasField("value") else "missing"
     if row.relation == v1.GATE_RELATION_UNSPECIFIED:
         value = _CONDITIONS.get(row.verdict, "undecided")
     return Figure(
@@ -157,5 +157,10 @@ def _figure(row: v1.GateFigure) -> Figure:
         value=value,
         threshold=threshold,
         margin=f"{row.margin:+.3g}" if row.HasField("margin") else "-",
-        baseline=figure(row.baseline) if given(row.baseline) else "-",
+        baseline=_shown(row.baseline) if row.HasField("baseline") else "-",
     )
+
+
+def _shown(estimate: v1.Estimate) -> str:
+    """A gate's figure, which is there: without a count and an interval a 0 is one, too."""
+    return figure(estimate) if given(estimate) else number(estimate.value)

@@ -223,6 +223,17 @@ def test_a_report_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
         formats.render(v1.REPORT_FORMAT_HTML, report, None, None, BlobStore(tmp_path))
 
 
+def test_a_count_of_zero_is_a_figure() -> None:
+    """A gate's value and baseline of 0 are shown; what is not there is called missing."""
+    there = v1.GateFigure(value=v1.Estimate(), baseline=v1.Estimate(), threshold=5.0)
+    for row in (there, missing := v1.GateFigure(threshold=5.0)):
+        row.relation = v1.GATE_RELATION_AT_MOST
+    gate = v1.GateResult(verdict=v1.VERDICT_PASS, figures=[there, missing])
+    (view,) = gates.views(v1.PolicyResult(gates=[gate]))
+    shown = [(figure.value, figure.baseline) for figure in view.figures]
+    assert shown == [("0", "0"), ("missing", "-")]
+
+
 def test_an_expired_waiver_never_sets_a_gate_aside() -> None:
     for verdict in (v1.VERDICT_FAIL, v1.VERDICT_INCONCLUSIVE):
         result = policy_result(gate("a", verdict, v1.WAIVER_STATE_EXPIRED))
