@@ -51,6 +51,13 @@ class LoadedPolicy:
             found.append(self._mistake(match.group(1), violation.description))
         return ConfigError("\n".join(found)) if found else error
 
+    @property
+    def auditors(self) -> list[str]:
+        """The auditors that the gates' expressions name, and distortion, without which few do."""
+        expressions = " ".join(gate.expression for gate in self.policy.gates)
+        names = [field.name for field in v1.AuditorConfigs.DESCRIPTOR.fields]
+        return [n for n in names if n == "distortion" or re.search(rf"\b{n}\b", expressions)]
+
     def gate_line(self, number: int) -> int:
         """The line of a gate, counted from 1."""
         return self.places.get(f"gates[{number}]", Place()).line

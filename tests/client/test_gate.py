@@ -107,6 +107,24 @@ def test_verdicts_are_exit_statuses(
     assert run_gate(address).exit_code == status
 
 
+@pytest.mark.parametrize(
+    ("policy", "more", "auditors"),
+    [
+        ("strict", (), {"distortion", "lipschitz"}),
+        ("baseline", (), {"distortion"}),
+        ("strict", ("--auditors", "distortion"), {"distortion"}),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_the_auditors_that_the_gates_look_at_run(
+    service: FakeService, address: str, policy: str, more: tuple[str, ...], auditors: set[str]
+) -> None:
+    """A ready-made policy is not undecided for want of a section, unless an option says so."""
+    run_gate(address, "--policy", policy, *more)
+    (audit,) = service.audits.values()
+    assert {field.name for field, _ in audit.auditors.ListFields()} == auditors
+
+
 @pytest.mark.usefixtures("folder")
 def test_everything_that_goes_wrong_blocks(service: FakeService, address: str) -> None:
     """Wrong usage, files and policies are 2, trouble with the service is 3; nothing is 0."""

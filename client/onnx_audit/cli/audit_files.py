@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,8 +47,11 @@ class AuditFiles:
     fresh: bool
     timeout: float | None
 
-    def load(self) -> LoadedFiles:
+    def load(self, default: Sequence[str] = ("distortion",)) -> LoadedFiles:
         """Reads what can be read before a service is needed.
+
+        Args:
+            default: The auditors to run where neither an option nor a file names any.
 
         Raises:
             ConfigError: Options do not belong together.
@@ -55,7 +59,7 @@ class AuditFiles:
             ProbeError: The probes cannot be used.
         """
         configs = chosen_configs(
-            self.auditors, self.config_path, self.distortion, self.units, self.transfer
+            self.auditors, self.config_path, default, self.distortion, self.units, self.transfer
         )
         external_locations(self.model)  # says at once whether it is ONNX
         return LoadedFiles(self, configs, load_probes(self.probes_path))
@@ -131,6 +135,7 @@ def audit_options(command: CommandT) -> CommandT:
 def chosen_configs(
     auditors: str | None,
     config: Path | None,
+    default: Sequence[str],
     distortion: v1.DistortionConfig,
     units: v1.UnitsConfig,
     transfer: v1.TransferConfig,
@@ -149,7 +154,7 @@ def chosen_configs(
                 getattr(chosen, field.name).CopyFrom(settings)
         configs = chosen
     if not configs.ListFields():
-        configs = auditor_configs(["distortion"])
+        configs = auditor_configs(default)
     apply_transfer(transfer, distortion, configs)
     apply(distortion, configs)
     apply_units(units, configs)
@@ -214,7 +219,7 @@ _OPTIONS: Final[tuple[Any, ...]] = (
         "--auditors",
         metavar="NAME[,NAME...]",
         help="distortion, lipschitz, units, transfer.  [default: those in --config, else "
-        "distortion]",
+        "distortion, and with a policy those that its gates look at]",
     ),
     click.option(
         "--config",

@@ -81,11 +81,13 @@ def gate(
 ) -> None:
     """Audit MODEL, an ONNX file, and hold the report against a policy.
 
+    Where nothing says which auditors, those run that the policy's gates look at.
+
     In GitHub Actions every gate that does not hold becomes an annotation, and the report becomes
     the step's summary.
     """
     rules = load_policy(policy)
-    files = asked.load()
+    files = asked.load(rules.auditors)
     console = people(json_output=json_output)
     with connection.open() as client:
         client.check_policy(rules)
