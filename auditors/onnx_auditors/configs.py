@@ -14,6 +14,8 @@ from onnx_auditors.errors import InvalidConfig
 from onnx_auditors.transfer import config as transfer
 
 LEAST_BUDGET, LARGEST_BUDGET = 2, 100_000
+LONGEST_BUDGET = 7 * 24 * 3600.0
+"""Seconds that searches may be given at most."""
 LEAST_RUNS, MOST_RUNS = 20, 1_000_000
 """Answers that the search without gradients may ask for."""
 LEAST_DRAWS, MOST_DRAWS = 8, 1024
@@ -80,6 +82,12 @@ def _check_distortion(config: v1.DistortionConfig) -> None:
                 f"{number} {what}; allowed is {least} to {most}, and 0 for the default",
                 field=field,
             )
+    if not 0 <= config.budget_seconds <= LONGEST_BUDGET:
+        raise InvalidConfig(
+            f"{config.budget_seconds:g} s; allowed is up to {LONGEST_BUDGET:,.0f}, and 0 for a "
+            "budget in gradient evaluations",
+            field="budget_seconds",
+        )
     if config.max_probes < 0:
         raise InvalidConfig(
             f"{config.max_probes} is negative; 0 audits all probes", field="max_probes"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from onnx_audit import v1
+from onnx_auditors.distributions import binomial_quantile, normal_quantile
 
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
@@ -43,7 +43,7 @@ def wilson(share: float, count: int, unit: str = "1") -> v1.Estimate:
         count: Number of trials, at least 1.
         unit: Unit of the estimate.
     """
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = normal_quantile((1 + CONFIDENCE) / 2)
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     # Without failures or successes the ends are exactly 1 and 0, which rounding may miss.
@@ -100,8 +100,8 @@ def quantile(values: Floats, probability: float, unit: str) -> v1.Estimate:
     rank = max(1, math.ceil(probability * count - 1e-9))
     tail = (1 - CONFIDENCE) / 2
     # P(X_(l) <= q) = P(B >= l) must be at least 1 - tail, and P(X_(u) >= q) = P(B <= u - 1) too.
-    below = int(stats.binom.ppf(tail, count, probability))
-    above = int(stats.binom.ppf(1 - tail, count, probability)) + 1
+    below = binomial_quantile(tail, count, probability)
+    above = binomial_quantile(1 - tail, count, probability) + 1
     return v1.Estimate(
         value=float(ordered[rank - 1]),
         interval=_interval(

@@ -9,7 +9,7 @@ from onnx_audit import v1
 from onnx_auditors import configs
 from onnx_auditors.auditor import Plan, Progress, SaveArtefact
 from onnx_auditors.context import Context
-from onnx_auditors.distortion import drawing, inside, section
+from onnx_auditors.distortion import drawing, inside, section, timing
 from onnx_auditors.distortion.batch import squashed
 from onnx_auditors.distortion.memory import batch_rows
 from onnx_auditors.distortion.noise_level import DRAWS
@@ -37,7 +37,8 @@ class DistortionAuditor:
 
         Raises:
             InvalidConfig: Something that this version lacks, a number out of range, a target or a
-                hidden value that the model does not have, or more classes than can all be aimed at.
+                hidden value that the model does not have, more classes than can all be aimed at, or
+                less time than the smallest budget takes.
         """
         configs.check(config)
         classes = context.network.classes
@@ -53,9 +54,10 @@ class DistortionAuditor:
                 f"{_MOST_CLASSES}: use TARGET_MODE_LEAST_LIKELY or TARGET_MODE_GIVEN",
                 field="target_mode",
             )
-        return v1.DistortionConfig(
+        resolved = v1.DistortionConfig(
             norms=list(config.norms) or [v1.NORM_L2],
-            budget=config.budget or _DEFAULT_BUDGET,
+            budget=config.budget,
+            budget_seconds=config.budget_seconds,
             max_probes=config.max_probes,
             target_mode=config.target_mode or v1.TARGET_MODE_UNTARGETED,
             target_class=config.target_class if config.HasField("target_class") else None,
@@ -66,6 +68,13 @@ class DistortionAuditor:
             noise_draws=config.noise_draws or DRAWS,
             exact_probes=config.exact_probes if config.HasField("exact_probes") else _EXACT_PROBES,
         )
+        if config.budget_seconds and not config.budget:
+            count = drawing.probe_count(context, config.max_probes)
+            resolved.budget = timing.budget_of(
+                resolved, context, repeated=_repeated(count) / max(count, 1)
+            )
+        resolved.budget = resolved.budget or _DEFAULT_BUDGET
+        return resolved
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
         """Cuts the probes into shards of at most 128, into at least 4 from 32 probes on."""
@@ -125,13 +134,17 @@ def _shard_size(count: int) -> int:
     return min(_SHARD_PROBES, -(-count // _SHARDS))
 
 
+def _repeated(count: int) -> int:
+    """Returns how many of the audited probes are searched a second time."""
+    return min(_MOST_REPEATED, -(-count // _REPEATED_SHARE))
+
+
 def _audited(config: v1.DistortionConfig, context: Context) -> Rows:
     """Returns the audited probes, rising, and which of them get more work than the others."""
     rows = drawing.probes(context, config.max_probes)
     count = len(rows)
-    repeated = min(_MOST_REPEATED, -(-count // _REPEATED_SHARE))
     return Rows(
         rows,
-        twice=drawing.some(context, _REPEATED_SEED, count, repeated),
+        twice=drawing.some(context, _REPEATED_SEED, count, _repeated(count)),
         proved=drawing.some(context, _PROVED_SEED, count, min(count, config.exact_probes)),
     )

@@ -6,12 +6,15 @@ to the probe. The averaged normal keeps the iteration from jumping between the l
 ReLU network. An annealed descent asks the network at points with noise around x, which fades: it
 follows the boundary of the smoothed margin (Duchi, Bartlett and Wainwright 2012, "Randomized
 smoothing for stochastic optimization"), which has fewer local minima, until that is the margin's.
+A thinned descent asks where some entries are the probe's again, by lot: what an entry is worth then
+depends less on which others have changed.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -24,8 +27,6 @@ UNKNOWN = 0.05
 """What counts as the best change's root mean square where there is none."""
 BOOST = (1.5, 1.5)
 """Growth of the overshoot while a row is not across the boundary, and fall while it is."""
-SHARP = 0.85
-"""Share of an annealed descent after which there is no more noise."""
 WALK = (0.006, 1.25)
 """First step of a walk, times the square root of the dimension, and the growth of its steps."""
 TRUST = 0.05
@@ -46,16 +47,21 @@ class Plan:
         average: Largest weight of the past in the average of normals; it grows as k / (k + 3).
         blur: Standard deviation of the noise around the point at which the network is asked, a
             share of the best change's root mean square; 0 without.
+        drop: Share of the entries that are the probe's where the network is asked; 0 without.
+        sharp: Share of the descent after which there is no more of either.
     """
 
     overshoot: tuple[float, float]
     step: tuple[float, float] = (0.5, 0.5)
     average: tuple[float, float] = (0.8, 0.8)
     blur: tuple[float, float] = (0.0, 0.0)
+    drop: tuple[float, float] = (0.0, 0.0)
+    sharp: float = 0.85
 
 
 QUICK = Plan(overshoot=(1e-2, 3e-5))
 ANNEALED = Plan(overshoot=(3e-3, 3e-5), step=(0.5, 0.2), average=(0.8, 0.9), blur=(4.0, 0.2))
+THINNED = Plan(overshoot=(1e-2, 3e-5), drop=(0.8, 0.05), sharp=0.8)
 
 
 @dataclass
@@ -129,14 +135,22 @@ def descend(
     origin = search.origin[rows]
     lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
     trust = TRUST * search.width * math.sqrt(origin.shape[1])
-    noise = radius(search, rows)[:, None] * search.noise(rows) if plan.blur[0] else None
+    noise = search.noise(rows) if plan.blur[0] or plan.drop[0] else None
+    size = radius(search, rows)[:, None]
     for step in range(steps):
         share = step / max(steps - 1, 1)
-        x = pairs.x
-        if noise is not None and share < SHARP:
-            x = search.clip(x + _between(plan.blur, share / SHARP) * _shifted(noise, step), rows)
-        at = search.margin(x, rows, pairs.rival)
-        search.offer(x, rows, at.excess < 0)
+        x = seen = pairs.x
+        if noise is not None and share < plan.sharp:
+            past, drawn = share / plan.sharp, _shifted(noise, step)
+            if plan.drop[0]:
+                # The margin seen counts as the one at x: on average over what is dropped.
+                seen = torch.where(
+                    drawn < NormalDist().inv_cdf(_between(plan.drop, past)), origin, x
+                )
+            else:
+                x = seen = search.clip(x + _between(plan.blur, past) * size * drawn, rows)
+        at = search.margin(seen, rows, pairs.rival)
+        search.offer(seen, rows, at.excess < 0)
         length = at.gradient.norm(dim=1).clamp_min(TINY)
         beta = min(pairs.steps / (pairs.steps + 3), _between(plan.average, share))
         unit = at.gradient / length[:, None]

@@ -103,15 +103,15 @@ def minimal(
     rows = everything[open_rows]
     if len(rows):
         # Fewer entries do not lie on the line to the probe.
-        last = 0.0 if search.norm.sparse else starts.BISECTIONS / 2
+        last = 0.0 if search.norm.sparse else starts.CROSSING / 2
         rivals = starts.ranking(search, rows, clean[rows])
         available = max(budget - last, LEAST_BUDGET) - FIRST_LOOK
         names = methods or ("projected",)
         for count, name in enumerate(names, 1):
             METHODS[name](search, rows, rivals, FIRST_LOOK + available * count / len(names))
         if not search.norm.sparse:
-            steps = min(starts.BISECTIONS, int(2 * search.left(rows, budget)))
-            starts.to_boundary(search, rows, steps)
+            passes = min(starts.CROSSING, int(2 * search.left(rows, budget)))
+            starts.to_boundary(search, rows, passes)
     return Result(
         search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
     )

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from onnx_auditors.distortion import noise
 from onnx_auditors.distortion.norms import NORMS
 from onnx_auditors.distortion.search import Logits
+from onnx_auditors.distributions import binomial_quantile
 
 LARGEST = {"gaussian": 4.0, "uniform": 4.0, "salt-and-pepper": 1.0}
 """The kinds of noise, and the largest scale of each that is tried."""
@@ -185,8 +185,8 @@ def _interval(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the order statistics that enclose the median; 0 and inf where there are none."""
     draws = ordered.shape[1]
     tail = (1 - CONFIDENCE) / 2
-    below = int(stats.binom.ppf(tail, draws, 1 / 2))
-    above = int(stats.binom.ppf(1 - tail, draws, 1 / 2)) + 1
+    below = binomial_quantile(tail, draws, 1 / 2)
+    above = binomial_quantile(1 - tail, draws, 1 / 2) + 1
     lower = ordered[:, below - 1] if below >= 1 else torch.zeros_like(ordered[:, 0])
     upper = ordered[:, above - 1] if above <= draws else torch.full_like(lower, math.inf)
     return lower, upper

@@ -3,7 +3,8 @@
 For a rival class k the margin is m(x) = z_y(x) - z_k(x). All rivals compete at first; the best few
 go on (a beam). A second start is where the line to the nearest input that the network answers
 otherwise crosses the boundary: it finds its way where the gradients around the probe vanish. What
-is left of the budget goes to annealed descents, or to restarts from noise around the best point.
+is left of the budget goes to annealed descents, or to restarts from noise around the best point; in
+L0, to fewer entries.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.distortion import descent, sparse, starts
-from onnx_auditors.distortion.descent import Pairs
+from onnx_auditors.distortion.descent import Pairs, Plan
 from onnx_auditors.distortion.search import Search
 
 # Lengths are shares of the box's mean width.
 NOISE = 0.2
 """Standard deviation of the noise from which the beam starts."""
-BEAM = ((9, 3), (3, 8), (1, 25))
+BEAM = ((9, 3), (3, 4), (2, 6), (1, 27))
 """Stages of the beam: rivals per probe, steps for each."""
+THINNED_BEAM = (*BEAM[:-1], (1, 48))
+"""The same in L1 and L0, where the last is a thinned descent."""
 ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
 ANCHORED_BUDGET = 60
@@ -82,7 +85,9 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
 def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor:
     """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
     available = max(1.0, search.left(rows, budget))
-    stages = BEAM if rivals.shape[1] > 1 else BEAM[-1:]
+    thinned = search.norm.name in ("l1", "l0")
+    beam, finish = (THINNED_BEAM, descent.THINNED) if thinned else (BEAM, descent.QUICK)
+    stages = beam if rivals.shape[1] > 1 else beam[-1:]
     share = min(1.0, available / sum(k * steps for k, steps in stages))
     count = min(stages[0][0], rivals.shape[1], max(1, int(available // 4)))
     flat = rows.repeat_interleave(count)
@@ -90,8 +95,8 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     scale = 0.0 if search.norm.sparse else NOISE * search.width
     start = search.origin[flat] + scale * noise
     pairs = descent.start(search, flat, rivals[:, :count].reshape(-1), start)
-    scaled = [(width, max(1, int(steps * share))) for width, steps in stages]
-    best = _narrow(search, rows, pairs, scaled, budget)
+    scaled = [(width, max(1, round(steps * share))) for width, steps in stages]
+    best = _narrow(search, rows, pairs, scaled, budget, finish)
     order = rivals.clone()
     order[:, :count] = rivals[:, :count].gather(1, best)
     return order
@@ -103,6 +108,7 @@ def _narrow(
     pairs: Pairs,
     stages: Sequence[tuple[int, int]],
     budget: float,
+    finish: Plan = descent.QUICK,
 ) -> Tensor:
     """Runs stages of (pairs per row, steps), each with the nearest of the stage before.
 
@@ -112,6 +118,7 @@ def _narrow(
         pairs: Equally many pairs for each of the rows, in their order.
         stages: Pairs per row, which fall, and steps of each stage.
         budget: Evaluations that each row may have spent at the end.
+        finish: How the last stage goes.
 
     Returns:
         The ranks of the pairs after the first stage that chooses, int64 [m, pairs per row].
@@ -137,7 +144,7 @@ def _narrow(
             descent.descend(search, walked, steps - WALK_STEPS)
             pairs = pairs.pick(~lost)
         if len(pairs.rows):
-            descent.descend(search, pairs, steps, last=last)
+            descent.descend(search, pairs, steps, finish if last else descent.QUICK, last=last)
     return ranks
 
 

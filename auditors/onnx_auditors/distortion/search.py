@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnx_auditors import effort
 from onnx_auditors.distortion import noise
 from onnx_auditors.distortion.norms import Norm
 
@@ -123,6 +124,7 @@ class Search:
     def charge(self, rows: Tensor, cost: float) -> None:
         """Books the cost of one row for each entry of `rows`."""
         self.spent.index_add_(0, rows, torch.full_like(rows, cost, dtype=torch.float64))
+        effort.add(cost * len(rows))
 
     def left(self, rows: Tensor, budget: float) -> float:
         """Returns how many evaluations every row can still afford."""

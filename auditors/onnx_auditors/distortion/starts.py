@@ -10,9 +10,17 @@ from torch import Tensor
 from onnx_auditors.distortion.search import Search
 
 ANCHOR_BISECTIONS = 8
-BISECTIONS = 16
+CROSSING = 6
+"""Forward passes that bring a point to the boundary."""
+FAR_CROSSING = 16
+"""The same from far away."""
+LEAST_PASSES = 3
+CLEAR = 1e-5
+"""How far beyond the boundary to end, a share of the probe's margin."""
+NEAR_END = 1e-3
+"""Least share of the stretch left that is cut off at once."""
 RESCUE_DRAWS = 4
-RESCUE_COST = (4 + RESCUE_DRAWS + 1 + 2 * BISECTIONS) / 2
+RESCUE_COST = (4 + RESCUE_DRAWS + 1 + FAR_CROSSING + CROSSING) / 2
 
 
 def ranking(search: Search, rows: Tensor, clean: Tensor) -> Tensor:
@@ -76,18 +84,45 @@ def rescue(search: Search, rows: Tensor, order: Tensor) -> Tensor:
     ]
     for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
         search.fooled(start, rows)
-    to_boundary(search, rows, BISECTIONS)
+    to_boundary(search, rows, FAR_CROSSING)
     found = search.scores(search.best[rows], rows).argmax(1)
     if search.targets is not None:
         return order
     return first(order, torch.where(found == search.labels[rows], order[:, 0], found))
 
 
-def to_boundary(search: Search, rows: Tensor, steps: int) -> None:
-    """Moves the best points along the line to the probe until they lie on the boundary."""
+def to_boundary(search: Search, rows: Tensor, passes: int) -> None:
+    """Moves the best points along the line to the probe until they lie on the boundary.
+
+    The margin's zero is taken from its values at both ends; an end that stays twice has its value
+    halved (the Illinois variant of regula falsi, Dowell and Jarratt 1971).
+
+    Args:
+        search: The search.
+        rows: Probes, [m].
+        passes: Forward passes that each may cost; nothing is done with fewer than 3.
+    """
     rows = rows[search.distance[rows].isfinite()]
-    if len(rows):
-        bisect(search, rows, search.best[rows], search.labels[rows], steps)
+    if not len(rows) or passes < LEAST_PASSES:
+        return
+    origin, far = search.origin[rows], search.best[rows]
+    low, high = torch.zeros_like(far[:, 0]), torch.ones_like(far[:, 0])
+    clean = search.excess(search.scores(origin, rows), rows)
+    # Another runtime's rounding must not undo the example.
+    aim = CLEAR * clean
+    above, below = clean + aim, search.excess(search.scores(far, rows), rows) + aim
+    stayed = torch.zeros_like(low)
+    for _ in range(passes - 2):
+        share = (above / (above - below)).nan_to_num(1 / 2).clamp(NEAR_END, 1 - NEAR_END)
+        middle = low + share * (high - low)
+        x = search.clip(origin + middle[:, None] * (far - origin), rows)
+        value = search.excess(search.scores(x, rows), rows) + aim
+        fooled = value < 0
+        search.offer(x, rows, fooled)
+        above = torch.where(fooled, torch.where(stayed < 0, above / 2, above), value)
+        below = torch.where(fooled, value, torch.where(stayed > 0, below / 2, below))
+        low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
+        stayed = torch.where(fooled, -torch.ones_like(low), torch.ones_like(low))
 
 
 def bisect(

@@ -42,6 +42,12 @@ class Lines:
     upper_slope: Tensor
     upper_offset: Tensor
 
+    def gap(self, low: Tensor, high: Tensor) -> Tensor:
+        """Returns the largest distance of the lines on intervals, not rounded."""
+        slope = self.upper_slope - self.lower_slope
+        offset = self.upper_offset - self.lower_offset
+        return torch.maximum(slope * low + offset, slope * high + offset).clamp(min=0)
+
 
 @dataclass(frozen=True)
 class Activation:

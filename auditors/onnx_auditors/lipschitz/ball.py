@@ -35,6 +35,68 @@ class Ball:
         """Largest absolute value of each entry, float64 [n, d]."""
         return torch.maximum(self.low.abs(), self.high.abs())
 
+    def width(self, size: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+        """Returns how far forms in L2 get from their value at the probe, without the box.
+
+        Args:
+            size: Norms of the forms, float64 [n, k].
+            terms: Number of their coefficients.
+
+        Returns:
+            Distances, the rounding of both included, and rates as those of `least`, [n, k].
+        """
+        radius = self.radius[:, None]
+        share = (1 + _OUT) * (1 + 4 * (terms + 64) * UNIT64)
+        rate = size / (2 * radius.clamp(min=1e-100)) * (1 - _OUT)
+        return size * radius * share + self._rounding(size, terms), rate
+
+    def _rounding(self, size: Tensor, terms: int) -> Tensor:
+        room = (self.reach + self.center.abs() + self.high - self.low).norm(dim=1)[:, None]
+        rounding: Tensor = 8 * (terms + 64) * UNIT64 * size * room
+        return rounding
+
+    def enclose(
+        self, forms: Tensor, places: Tensor | None, goal: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns bounds of linear forms on the balls from below, with rates, and from above.
+
+        In L2 the box is left out where the bound from below reaches its goal without it, and from
+        above.
+
+        Args:
+            forms: As for `least`, and so are the places.
+            places: See there.
+            goal: Float64 [n, k].
+
+        Returns:
+            Lower bounds, their rates, upper bounds, their rates, [n, k].
+        """
+        if self.norm == "linf":
+            both = self.least(torch.cat([forms, -forms], 1), _twice(places))
+            (least, most), (rate, other) = (t.chunk(2, 1) for t in both)
+            return least, rate, -most, other
+        at = _dot(forms, self._at(self.center, places))
+        width, rate = self.width(torch.linalg.vector_norm(forms, dim=-1), forms.shape[-1])
+        least, most, other = at - width, at + width, rate
+        short = least < goal
+        count = int(short.sum(1).max())
+        if count:
+            chosen = short.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+            taken = None if places is None else _rows(places, chosen)
+            found, rates = self.least(_rows(forms, chosen), taken)
+            better = found > least.gather(1, chosen)
+            found = torch.where(better, found, least.gather(1, chosen))
+            rates = torch.where(better, rates, rate.gather(1, chosen))
+            least, rate = least.scatter(1, chosen, found), rate.scatter(1, chosen, rates)
+        return least, rate, most, other
+
+    def _at(self, values: Tensor, places: Tensor | None) -> Tensor:
+        """Returns values [n, d] at some places [n, k, w]; without places [n, 1, d]."""
+        if places is None:
+            return values[:, None]
+        n, k, w = places.shape
+        return values.gather(1, places.reshape(n, -1)).reshape(n, k, w)
+
     def least(
         self, forms: Tensor, places: Tensor | None = None, *, centered: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -54,15 +116,11 @@ class Ball:
         """
 
         def at(values: Tensor) -> Tensor:
-            if places is None:
-                return values[:, None]
-            n, k, w = places.shape
-            return values.gather(1, places.reshape(n, -1)).reshape(n, k, w)
+            return self._at(values, places)
 
         below, above = at(self.low - self.center), at(self.high - self.center)
         size = torch.linalg.vector_norm(forms, dim=-1)
-        room = (self.reach + self.center.abs() + self.high - self.low).norm(dim=1)[:, None]
-        rounding = 8 * (forms.shape[-1] + 64) * UNIT64 * size * room
+        rounding = self._rounding(size, forms.shape[-1])
         start = -rounding if centered else _dot(forms, at(self.center)) - rounding
         if self.norm == "linf":
             free = [at(side).to(forms) for side in self._free]
@@ -96,6 +154,15 @@ class Ball:
         if self.norm == "l2":
             gain = gain * (radius + smaller)
         return gain.clamp(min=0) * (1 - 4 * _OUT)
+
+
+def _rows(a: Tensor, chosen: Tensor) -> Tensor:
+    """Returns rows [n, m] of [n, k, w]."""
+    return a.gather(1, chosen[..., None].expand(-1, -1, a.shape[2]))
+
+
+def _twice(places: Tensor | None) -> Tensor | None:
+    return None if places is None else places.repeat(1, 2, 1)
 
 
 def _square(a: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from onnx_auditors.lipschitz import chebyshev, dense, symbol
+from onnx_auditors.lipschitz import dense, krylov, symbol
 from onnx_auditors.lipschitz.bound import Bound, Norm
 from onnx_auditors.lipschitz.exact import largest_line
 from onnx_auditors.lipschitz.folding import fold, lifted, prescaled, reduced
@@ -133,7 +133,7 @@ def _by_methods(operator: LinearOperator, delta: float, entropy: int, target: fl
         unsure = delta
     tried = tried or {"none": math.inf}
     name = min(tried, key=lambda n: tried[n])
-    unsure = unsure if name in {"Chebyshev", "product of parts"} else 0.0
+    unsure = unsure if name in {"Krylov", "product of parts"} else 0.0
     return Bound(
         lower,
         tried[name],
@@ -165,10 +165,10 @@ def _methods(
     if _DENSE_FIRST < size <= limit:
         methods.append(written_out)
     if lower > 0:
-        certificate = chebyshev.certificate
+        certificate = krylov.certificate
         methods.append(
             (
-                "Chebyshev",
+                "Krylov",
                 lambda: certificate(
                     operator, lower, delta=delta, entropy=entropy, target=0.8 * target
                 ),

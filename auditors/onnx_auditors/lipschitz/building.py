@@ -41,8 +41,8 @@ def graph_of(
     first = next(iter(network.layers))
     sample = _input_shape(network, first)
     wide = load(
-        network.original, network.device, floating=torch.float64, sample_shape=sample[1:],
-        output=network.output or None,
+        network.original, network.device, network.limits, floating=torch.float64,
+        sample_shape=sample[1:], output=network.output or None,
     )  # fmt: skip
     batch = wide.batch or 1
     plan = wide.plan(torch.zeros(batch, *sample[1:], dtype=torch.float64, device=network.device))

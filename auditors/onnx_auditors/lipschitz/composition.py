@@ -16,7 +16,7 @@ from onnx_auditors.lipschitz.bound import Bound, Norm
 from onnx_auditors.lipschitz.bounds import operator_bounds
 from onnx_auditors.lipschitz.constants import joined
 from onnx_auditors.lipschitz.crown import gamma
-from onnx_auditors.lipschitz.graph import Graph, Node, walk
+from onnx_auditors.lipschitz.graph import Graph, Node
 from onnx_auditors.lipschitz.lanczos import attained
 from onnx_auditors.lipschitz.layer_bounds import (
     layer_bounds,
@@ -26,6 +26,7 @@ from onnx_auditors.lipschitz.operator import LinearOperator
 from onnx_auditors.lipschitz.pieces import Piece, pieces
 from onnx_auditors.lipschitz.steps import Step, steps_of
 from onnx_auditors.lipschitz.transfer import transfer
+from onnx_auditors.lipschitz.walking import walk
 
 _UP = 1 + 1e-9
 _ROUGH = 1e-3

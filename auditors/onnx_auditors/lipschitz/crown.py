@@ -14,6 +14,7 @@ the same way, with the float64 unit and the number of all terms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ from torch import Tensor
 from onnx_auditors.lipschitz.activations import UNIT32, UNIT64, Activation, Lines
 from onnx_auditors.lipschitz.affine import Affine
 from onnx_auditors.lipschitz.ball import Ball
-from onnx_auditors.lipschitz.graph import Graph, Node, walk
+from onnx_auditors.lipschitz.graph import Graph, Node
 from onnx_auditors.lipschitz.joint import MaxPool
+from onnx_auditors.lipschitz.refining import Ends, Refinement, Wider
+from onnx_auditors.lipschitz.walking import walk
 
 _INFLATE = 1 + 1e-9
 """Over the float64 rounding of sums of non-negative numbers."""
-_ENTRIES = 1 << 20
-"""Entries of one block of linear forms at most: 8 MiB in float64, for the processor's cache."""
 _HALF = 0.5
 
 
@@ -56,8 +57,7 @@ class Bounds:
         Args:
             graph: The graph.
             balls: The balls.
-            wider: Bounds on balls that hold these; the values inside then get theirs, shrunk, and
-                no backward relaxation of their own.
+            wider: Bounds on balls around the same probes, some of which hold these.
         """
         self.graph = graph
         self.ball = balls
@@ -66,6 +66,7 @@ class Bounds:
         self.size: list[Tensor] = []
         self._lines: dict[int, Lines] = {}
         self._slack: dict[int, Tensor] = {}
+        self._gap: dict[int, Tensor] = {}
         self.rates: dict[int, tuple[Tensor, Tensor]] = {}
         self._errors: dict[int, Tensor] = {}
         n = len(balls.center)
@@ -76,37 +77,30 @@ class Bounds:
                 )
             elif isinstance(node.rule, Affine):
                 self._affine(node, node.rule)
-                if wider is not None:
-                    self._inherit(node, wider)
-                elif node.index > 1:
-                    self._refine(node)
+                if node.index > 1:
+                    self._narrow(node, wider)
             else:
                 self._bent(node)
         last = graph.nodes[-1]
         assert isinstance(last.rule, Affine)  # noqa: S101 - the graph ends so
         self._affine(last, last.rule)
 
-    def inside(self, balls: Ball, rows: Tensor) -> Bounds:
-        """Returns bounds on smaller balls around the same probes, without backward relaxation.
+    @cached_property
+    def values(self) -> list[Tensor]:
+        """All values at the probes, float64 [n, *shape]."""
+        return self.graph.evaluate(self.ball.center.reshape(-1, *self.graph.nodes[0].shape))
 
-        What a relaxation on the larger ball gave as a linear form of the probe holds on the smaller
-        one, where its least value is larger.
-
-        Args:
-            balls: The smaller balls.
-            rows: Which of the probes they are around, int64.
-        """
-        return Bounds(self.graph, balls, Wider(self, rows))
-
-    def _inherit(self, node: Node, wider: Wider) -> None:
-        bounds, rows = wider.bounds, wider.rows
-        low, high = bounds.low[node.index][rows], bounds.high[node.index][rows]
-        if node.index in bounds.rates:
-            gain = bounds.ball.shrunk(self.ball.radius, rows)[:, None]
-            rise, fall = (rate[rows] * gain for rate in bounds.rates[node.index])
-            low, high = low + rise.reshape(low.shape), high - fall.reshape(high.shape)
-        self.low[-1] = torch.maximum(self.low[-1], low)
-        self.high[-1] = torch.minimum(self.high[-1], high)
+    def _narrow(self, node: Node, wider: Wider | None) -> None:
+        shape = self.low[node.index].shape
+        ends = Ends(self.low[node.index], self.high[node.index])
+        if wider is not None:
+            wider.narrow(node.index, ends, self.ball)
+        Refinement(self, node, ends).run()
+        self.low[node.index], self.high[node.index] = (
+            ends.low.reshape(shape),
+            ends.high.reshape(shape),
+        )
+        self.rates[node.index] = ends.rise, ends.fall
 
     def _put(self, low: Tensor, high: Tensor, size: Tensor) -> None:
         self.low.append(low)
@@ -148,7 +142,9 @@ class Bounds:
             lines = self._lines[node.index]
             steep = torch.maximum(lines.lower_slope.abs(), lines.upper_slope.abs())
             parts = steep * reach + lines.lower_offset.abs() + lines.upper_offset.abs()
-            self._slack[node.index] = error + 2 * gamma(node.size + 64, UNIT64) * parts
+            slack = error + 2 * gamma(node.size + 64, UNIT64) * parts
+            self._slack[node.index] = slack
+            self._gap[node.index] = lines.gap(below, above) + 2 * slack
             low, high = low - error, high + error
         elif isinstance(node.rule, MaxPool):
             low, high = node.rule.function(below), node.rule.function(above)
@@ -156,78 +152,17 @@ class Bounds:
             raise TypeError(f"{node.op} cannot be relaxed")
         self._put(low, high, torch.maximum(low.abs(), high.abs()))
 
-    def _refine(self, node: Node) -> None:
-        """Bounds those entries by backward relaxation whose intervals matter."""
-        n = len(self.ball.center)
-        wanted = torch.zeros(n, node.size, dtype=torch.bool, device=self.low[0].device)
-        low, high = self.low[node.index].flatten(1), self.high[node.index].flatten(1)
-        for user in self.graph.users[node.index]:
-            rule = self.graph.nodes[user].rule
-            if isinstance(rule, Activation) and rule.breaks is not None:
-                for point in rule.breaks:
-                    wanted |= (low < point) & (high > point)
-            elif not isinstance(rule, Affine):
-                wanted |= True
-        count = int(wanted.sum(1).max())
-        if count == 0:
-            return
-        # The entries that matter come first in each row; what fills up the others does no harm.
-        chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        rise, fall = torch.zeros_like(low), torch.zeros_like(high)
-        for part in torch.split(chosen, self._block(node.index, n), 1):
-            found, rate = self._entries(node, part)
-            count = part.shape[1]
-            least, most = found[:, :count], -found[:, count:]
-            before = low.gather(1, part), high.gather(1, part)
-            rise.scatter_(1, part, torch.where(least > before[0], rate[:, :count], 0))
-            fall.scatter_(1, part, torch.where(most < before[1], rate[:, count:], 0))
-            low.scatter_(1, part, torch.maximum(before[0], least))
-            high.scatter_(1, part, torch.minimum(before[1], most))
-        self.rates[node.index] = rise, fall
-        self.low[node.index] = low.reshape(n, *node.shape)
-        self.high[node.index] = high.reshape(n, *node.shape)
-
-    def _entries(self, node: Node, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns least values of entries [n, k] of a value, and of their negatives, [n, 2 k]."""
-        n, count = chosen.shape
-        columns, rows = self.graph.columns(node.index), self.graph.rows(node.index)
-        if rows is not None:
-            forms = rows[chosen]
-            forms = torch.cat([forms, -forms], 1)
-            places = None if columns is None else columns[chosen].repeat(1, 2, 1)
-            found, rate = self.ball.least(forms, places)
-            bias = self.graph.offset(node.index).flatten()[chosen]
-            error = self._error(node.index).flatten(1).gather(1, chosen)
-            return found + torch.cat([bias - error, -bias - error], 1), rate
-        entries = chosen.new_zeros(n, 2 * count, node.size, dtype=torch.float64)
-        entries[:, :count].scatter_(2, chosen[..., None], 1.0)
-        entries[:, count:].scatter_(2, chosen[..., None], -1.0)
-        total, last = self._pull(node.index, entries.reshape(n, -1, *node.shape))
-        if last is None:
-            return total, torch.zeros_like(total)
-        if columns is None:
-            found, rate = self.ball.least(last)
-        else:
-            places = columns[chosen].repeat(1, 2, 1)
-            found, rate = self.ball.least(last.gather(2, places), places)
-        return total + found, rate
-
-    def _error(self, index: int) -> Tensor:
+    def error(self, index: int) -> Tensor:
         """Returns the error of evaluating a value that is affine in the probe, [n, *shape]."""
         if index not in self._errors:
             node = self.graph.nodes[index]
             error = torch.zeros_like(self.low[index])
             if isinstance(node.rule, Affine):
                 assert node.rule.absolute is not None  # noqa: S101 - the caller has looked
-                before = node.rule.absolute(*(self._error(p) for p in node.parents))
+                before = node.rule.absolute(*(self.error(p) for p in node.parents))
                 error = before * _INFLATE + self.share(node) * self.size[index]
             self._errors[index] = error
         return self._errors[index]
-
-    def _block(self, start: int, n: int) -> int:
-        """Returns how many entries are bounded at once."""
-        largest = max(node.size for node in self.graph.nodes[: start + 1])
-        return max(1, _ENTRIES // (2 * n * largest))
 
     def least(self, start: int, rows: Tensor) -> Tensor:
         """Returns lower bounds of linear forms of a value.
@@ -239,41 +174,83 @@ class Bounds:
         Returns:
             Float64 [n, k].
         """
-        total, forms = self._pull(start, rows)
-        return total if forms is None else total + self.ball.least(forms)[0]
+        found = self.pull(start, rows)
+        return found.total if found.forms is None else found.total + self.ball.least(found.forms)[0]
 
-    def _pull(self, start: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns constants and forms of the probe whose sum bounds forms of a value from below."""
+    def pull_entries(self, node: Node, chosen: Tensor, signs: Tensor) -> Pulled:
+        """Takes entries [n, k] of an affine node times signs back to the probe."""
+        weights = self.graph.weights(node.index)
+        if weights is None:
+            entries = signs.new_zeros(*chosen.shape, node.size)
+            entries.scatter_(2, chosen[..., None], signs[..., None])
+            return self.pull(node.index, entries.reshape(*chosen.shape, *node.shape))
+        assert isinstance(node.rule, Affine)  # noqa: S101 - it has weights
+        forms = weights[chosen] * signs.reshape(*signs.shape, *[1] * (weights.dim() - 1))
+        found = self.pull(node.parents[0], forms)
+        error = self.share(node) * self.size[node.index].flatten(1).gather(1, chosen)
+        total = node.rule.bias.flatten()[chosen] * signs + found.total - error
+        return Pulled(total, found.spread + 2 * error, found.forms)
+
+    def pull(self, start: int, rows: Tensor) -> Pulled:
+        """Takes linear forms of a value back to the probe.
+
+        Args:
+            start: Index of the value's node.
+            rows: Float64 [n, k, *shape].
+        """
         total = rows.new_zeros(rows.shape[:2])
+        spread = torch.zeros_like(total)
 
         def visit(node: Node, form: Tensor) -> None:
             rule = node.rule
             assert isinstance(rule, Affine)  # noqa: S101
-            nonlocal total
+            nonlocal total, spread
             if rule.terms:
-                total = total + form.flatten(2) @ rule.bias.flatten()
-                total = total - self.share(node) * sum_of(form.abs(), self.size[node.index])
+                error = self.share(node) * sum_of(form.abs(), self.size[node.index])
+                total = total + form.flatten(2) @ rule.bias.flatten() - error
+                spread = spread + 2 * error
 
         def through(node: Node, form: Tensor) -> tuple[Tensor, ...]:
-            nonlocal total
+            nonlocal total, spread
             if isinstance(node.rule, Activation):
                 # up * lower line + down * upper line, of up = (form + |form|) / 2 and down.
                 lines, size = self._lines[node.index], form.abs()
                 middle = lines.lower_offset + lines.upper_offset
                 apart = lines.lower_offset - lines.upper_offset - 2 * self._slack[node.index]
-                total = total + (sum_of(form, middle) + sum_of(size, apart)) / 2
+                both = torch.stack([apart, self._gap[node.index]], -1).flatten(1, -2)
+                part, gap = (size.flatten(2) @ both).unbind(-1)
+                total = total + (sum_of(form, middle) + part) / 2
+                spread = spread + gap
                 middle = (lines.lower_slope + lines.upper_slope) / 2
                 apart = (lines.lower_slope - lines.upper_slope) / 2
                 return ((form * middle[:, None]).addcmul_(size, apart[:, None]),)
             if isinstance(node.rule, MaxPool):
                 up, down = form.clamp(min=0), form.clamp(max=0)
                 part, constant = self._pooled(node, node.rule, up, down)
-                total = total + constant
+                total, spread = total + constant, torch.full_like(spread, torch.inf)
                 return (part,)
             raise TypeError(f"{node.op} cannot be relaxed")
 
-        forms = walk(self.graph, start, rows, through, visit=visit)
-        return total, forms
+        def ends(node: Node, form: Tensor) -> Tensor | None:
+            nonlocal total, spread
+            last = self.straight(node, form)
+            if last is not None:
+                error = sum_of(form.abs(), self.error(node.index))
+                total = total + form.flatten(2) @ self.graph.offset(node.index).flatten() - error
+                spread = spread + 2 * error
+            return last
+
+        forms = walk(self.graph, start, rows, through, visit=visit, ends=ends)
+        return Pulled(total, spread * _INFLATE, forms)
+
+    def straight(self, node: Node, form: Tensor) -> Tensor | None:
+        """Takes forms of a value that is affine in the probe to it, where that is one product."""
+        if node.rule is None or not self.graph.straight[node.index]:
+            return None
+        rows = self.graph.rows(node.index)
+        if rows is None or self.graph.columns(node.index) is not None:
+            return None
+        return form.flatten(2) @ rows
 
     def slack(self, node: Node) -> Tensor:
         """Returns the error of one evaluation of an activation, and of bounding it, [n, *shape]."""
@@ -328,16 +305,19 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Wider:
-    """Bounds on larger balls around the same probes.
+class Pulled:
+    """Linear forms of the probe that bound those of a value: total + forms x is never above them.
 
     Attributes:
-        bounds: The bounds.
-        rows: The probes by their place in `bounds`, int64 [n].
+        total: Constants, float64 [n, k].
+        spread: By how much the forms of the value exceed that at most, likewise; infinite where
+            nothing is known.
+        forms: Float64 [n, k, d]; None where they do not depend on the probe.
     """
 
-    bounds: Bounds
-    rows: Tensor
+    total: Tensor
+    spread: Tensor
+    forms: Tensor | None
 
 
 def sum_of(form: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ file, and what is bounded is the function that they define in exact arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,13 +16,12 @@ from torch import Tensor
 
 from onnx_auditors.lipschitz.activations import Activation
 from onnx_auditors.lipschitz.affine import Affine
+from onnx_auditors.lipschitz.dependence import columns_of, rows_of
 from onnx_auditors.lipschitz.joint import MaxPool, Opaque
 from onnx_auditors.network.layers import Layer
 
-_BLOCK = 256
-"""Forms that are taken back at once to find the entries that they depend on."""
-_MOST_ROWS = 1 << 24
-"""Entries of forms of a value that are kept: 128 MiB."""
+_MOST_WEIGHTS = 1 << 22
+"""Entries of a matrix that an affine node is kept as: 32 MiB."""
 ToInput = Callable[[Tensor], Tensor]
 INPUT_MAP, LOGITS = "input map", "logits"
 
@@ -108,7 +107,7 @@ class Graph:
             Int64 [size, w], distinct in each row; None where w would be more than half of them.
         """
         if index not in self._columns:
-            self._columns[index] = self._find_columns(index)
+            self._columns[index] = columns_of(self, index)
         return self._columns[index]
 
     @cached_property
@@ -123,12 +122,44 @@ class Graph:
             probe, or so large that they are not kept.
         """
         if index not in self._rows:
-            self._rows[index] = self._find_rows(index) if self.straight[index] else None
+            self._rows[index] = rows_of(self, index) if self.straight[index] else None
         return self._rows[index]
 
     @cached_property
     def _rows(self) -> dict[int, Tensor | None]:
         return {}
+
+    def weights(self, index: int) -> Tensor | None:
+        """Returns the entries of an affine node as forms of the value that it is made of.
+
+        Returns:
+            Float64 [size, *shape of the parent]; None where there are several, or where they are so
+            large that they are not kept.
+        """
+        if index not in self._weights:
+            node = self.nodes[index]
+            made = None
+            if isinstance(node.rule, Affine) and len(node.parents) == 1:
+                parent = self.nodes[node.parents[0]]
+                if node.size * parent.size <= _MOST_WEIGHTS:
+                    units = torch.eye(node.size, dtype=torch.float64, device=self.device)
+                    (made,) = node.rule.adjoint(units.reshape(-1, *node.shape))
+            self._weights[index] = made
+        return self._weights[index]
+
+    @cached_property
+    def _weights(self) -> dict[int, Tensor | None]:
+        return {}
+
+    def matrix(self, index: int) -> Tensor | None:
+        """Returns an affine node as a matrix [size, size of the parent], where it is one."""
+        rule = self.nodes[index].rule
+        assert isinstance(rule, Affine)  # noqa: S101 - the caller has looked
+        if rule.weight is None or len(self.nodes[index].parents) > 1:
+            return None
+        entries = self.nodes[index].size * self.nodes[self.nodes[index].parents[0]].size
+        weights = self.weights(index) if rule.weight.numel() == entries else None
+        return None if weights is None else weights.flatten(1)
 
     def offset(self, index: int) -> Tensor:
         """Returns a value that is affine in the probe at the probe 0, float64 [*shape]."""
@@ -156,50 +187,6 @@ class Graph:
             found.append(affine_here and all(found[p] for p in node.parents))
         return found
 
-    def _find_rows(self, index: int) -> Tensor | None:
-        columns = self.columns(index)
-        width = self.nodes[0].size if columns is None else columns.shape[1]
-        if self.nodes[index].size * width > _MOST_ROWS:
-            return None
-        found = []
-        for start, forms in self._pulled(index, absolute=False):
-            part = columns[start : start + len(forms)] if columns is not None else None
-            found.append(forms if part is None else forms.gather(1, part))
-        return torch.cat(found) if found else None
-
-    def _find_columns(self, index: int) -> Tensor | None:
-        pattern = torch.cat(
-            [forms > 0 for _, forms in self._pulled(index, absolute=True)]
-            or [torch.ones(1, 1, dtype=torch.bool)]
-        )
-        width = max(1, int(pattern.sum(1).max()))
-        if 2 * width > pattern.shape[1]:
-            return None
-        return pattern.to(torch.float32).topk(width, dim=1).indices.sort(dim=1).values
-
-    def _pulled(self, index: int, *, absolute: bool) -> Iterator[tuple[int, Tensor]]:
-        """Yields blocks of the entries of a value as forms of the probe, all slopes 1."""
-        node = self.nodes[index]
-        for start in range(0, node.size, _BLOCK):
-            count = min(_BLOCK, node.size - start)
-            rows = torch.zeros(count, node.size, dtype=torch.float64, device=self.device)
-            rows.diagonal(start).fill_(1)
-            rows = rows.reshape(1, count, *node.shape)
-            forms = walk(self, index, rows, self._everywhere, absolute=absolute)
-            if forms is not None:
-                yield start, forms[0]
-
-    def _everywhere(self, bent: Node, form: Tensor) -> tuple[Tensor, ...]:
-        """Takes forms back to all entries that a nonlinear node may have them from."""
-        if not isinstance(bent.rule, MaxPool):
-            return (form,)
-        flat = form.flatten(2)
-        parent = self.nodes[bent.parents[0]]
-        part = flat.new_zeros(*flat.shape[:2], parent.size)
-        for tap in bent.rule.windows.T:
-            part.index_add_(2, tap, flat)
-        return (part.reshape(*flat.shape[:2], *parent.shape),)
-
     def evaluate(self, x: Tensor, until: int | None = None) -> list[Tensor]:
         """Returns all values [n, *shape] of probes [n, *probe shape] in float64."""
         values: list[Tensor] = []
@@ -216,45 +203,3 @@ class Graph:
     def logits(self, x: Tensor) -> Tensor:
         """Returns the logits [n, classes] of probes [n, *probe shape] in float64."""
         return self.evaluate(x)[-1]
-
-
-def walk(
-    graph: Graph,
-    start: int,
-    rows: Tensor,
-    through: Callable[[Node, Tensor], tuple[Tensor, ...]],
-    *,
-    absolute: bool = False,
-    visit: Callable[[Node, Tensor], None] | None = None,
-) -> Tensor | None:
-    """Takes linear forms of a value back to the probe.
-
-    Args:
-        graph: The graph.
-        start: Index of the value.
-        rows: The forms, float64 [n, k, *shape].
-        through: Takes forms of a nonlinear node to its parents; an empty tuple ends there.
-        absolute: Whether affine maps are taken with their absolute values.
-        visit: Sees every affine node and the forms of it.
-
-    Returns:
-        Forms of the probe, [n, k, d]; None where no path leads there.
-    """
-    n, k = rows.shape[:2]
-    forms = {start: rows}
-    for index in range(start, 0, -1):
-        if index not in forms:
-            continue
-        node, form = graph.nodes[index], forms.pop(index)
-        if isinstance(node.rule, Affine):
-            if visit is not None:
-                visit(node, form)
-            pull = node.rule.absolute_adjoint if absolute else node.rule.adjoint
-            assert pull is not None  # noqa: S101 - the caller has looked
-            parts = pull(form.flatten(0, 1))
-            parts = tuple(p.reshape(n, k, *p.shape[1:]) for p in parts)
-        else:
-            parts = through(node, form)
-        for parent, part in zip(node.parents, parts, strict=False):
-            forms[parent] = forms[parent] + part if parent in forms else part
-    return forms[0].flatten(2) if 0 in forms else None

@@ -89,7 +89,7 @@ def _krylov(
         beta = float(w.norm())
         exhausted = beta <= 1e-14 * max(alphas + betas) or k + 1 == steps
         if exhausted or k % 5 == 4:  # noqa: PLR2004  # the small problem only now and then
-            values, vectors = torch.linalg.eigh(_tridiagonal(alphas, betas))
+            values, vectors = torch.linalg.eigh(tridiagonal(alphas, betas))
             done = float(values[-1]) <= value * (1 + tolerance) or k + 1 == len(start)
             value, ritz = float(values[-1]), vectors[:, -1]
         if exhausted or done:
@@ -99,7 +99,8 @@ def _krylov(
     return value, basis[: len(ritz)].T @ ritz.to(start.device), done
 
 
-def _tridiagonal(alphas: list[float], betas: list[float]) -> Tensor:
+def tridiagonal(alphas: list[float], betas: list[float]) -> Tensor:
+    """Returns the symmetric matrix of a diagonal and the one beside it, one shorter."""
     off = torch.tensor(betas, dtype=torch.float64)
     return (
         torch.diag(torch.tensor(alphas, dtype=torch.float64))

@@ -12,8 +12,9 @@ from torch import Tensor
 from onnx_auditors.lipschitz.activations import UNIT64, Activation, Slopes
 from onnx_auditors.lipschitz.affine import Affine
 from onnx_auditors.lipschitz.crown import Bounds, gamma, sum_of
-from onnx_auditors.lipschitz.graph import Graph, Node, walk
+from onnx_auditors.lipschitz.graph import Graph, Node
 from onnx_auditors.lipschitz.joint import MaxPool
+from onnx_auditors.lipschitz.walking import walk
 
 _UP = 1 + 1e-9
 _STEADY = 1e-7
@@ -73,7 +74,14 @@ def anchored_margins(bounds: Bounds, values: list[Tensor], labels: Tensor) -> Te
         total = total - sum_of(form.abs(), rest.reshape(len(rest), *node.shape))
         return (part,)
 
-    forms = walk(graph, last.index, rows, through, visit=visit)
+    def ends(node: Node, form: Tensor) -> Tensor | None:
+        nonlocal total
+        last = bounds.straight(node, form)
+        if last is not None:
+            total = total - 2 * sum_of(form.abs(), bounds.error(node.index))
+        return last
+
+    forms = walk(graph, last.index, rows, through, visit=visit, ends=ends)
     return total if forms is None else total + bounds.ball.least(forms, centered=True)[0]
 
 
@@ -120,6 +128,10 @@ class _Amplification:
     def _neurons(self, index: int, wanted: Tensor) -> None:
         """Finds m of those neurons of a value that are wanted; the others get a plain product's."""
         found = self._plain(index)
+        rows = self.graph.rows(index)
+        if rows is not None:
+            self.neurons[index] = torch.minimum(found, self._straight(index, rows))
+            return
         count = int(wanted.sum(1).max())
         node = self.graph.nodes[index]
         if count and not (isinstance(node.rule, Activation | MaxPool)):
@@ -132,6 +144,13 @@ class _Amplification:
                 better = self.of(index, rows.reshape(n, -1, *node.shape))
                 found.scatter_(1, part, torch.minimum(found.gather(1, part), better))
         self.neurons[index] = found
+
+    def _straight(self, index: int, rows: Tensor) -> Tensor:
+        """Returns bounds for a value that is affine in the probe: norms of its rows, [size]."""
+        order = 1 if self.bounds.ball.norm == "linf" else 2
+        size: Tensor = torch.linalg.vector_norm(rows, order, dim=1)
+        terms = sum(node.size + 64 for node in self.graph.nodes[: index + 1])
+        return size * _UP + 2 * gamma(terms, UNIT64) * self.sums[index].flatten()
 
     def _plain(self, index: int) -> Tensor:
         """Returns bounds from the largest slopes and absolute values alone, [n, size]."""

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from onnx_auditors.lipschitz.activations import UNIT32
-from onnx_auditors.lipschitz.ball import Ball, ball
+from onnx_auditors.lipschitz.ball import ball
 from onnx_auditors.lipschitz.crown import Bounds
 from onnx_auditors.lipschitz.graph import Graph
 from onnx_auditors.lipschitz.local import anchored_margins, margin_rows
+from onnx_auditors.lipschitz.refining import Wider
 
-RELAXATIONS = 6
-"""Radii at which all intervals of a probe are relaxed anew, at most."""
+RELAXATIONS = 12
+"""Radii at which a probe is looked at, at most."""
 PRECISION = 0.004
 """Relative width of the interval in which the search for the radius ends."""
-_SHRUNK = 5
-"""Radii at which intervals of a larger ball are used, at most."""
-_CLOSE = 0.05
-"""How far above the end that is foreseen, relatively, a ball is worth being shrunk."""
-_FIRST = 0.05
-"""First radius as a share of where the margin's linear model ends."""
-_FIRST_POWER, _STEEP, _GROWTH = 2.0, 12.0, 3.0
-"""Power of a fall of which one radius is known, largest power, largest growth of the radius."""
+_FIRST = 0.1
+"""Share of the first layer's neurons that may turn in the first ball."""
+_MOST = 0.9
+"""First radius at most, as a share of where the margin's linear model ends."""
 _TIES = 64 * UNIT32
 """Relative margin by which logits have to differ where the file squashes them in float32."""
 _TINY = 1e-300
+_LEAST = 1e-9
+"""Least radius, and least share of a margin that is told from none."""
+_POWER, _STEEP, _SURE = 6.0, 20.0, 5.0
+"""Power where one radius is known, largest power, largest one that tells where a margin ends."""
+_STEP = math.log(3)
+"""Largest step between radii, on a logarithmic scale, where only one end is known."""
 
 
 class Search:
-    """Brackets [certified, not certified) of the radii of some probes.
+    """Radii of some probes.
 
     Attributes:
         low: Certified radii, float64 [n].
@@ -42,37 +47,38 @@ class Search:
         self.graph, self.x, self.y, self.norm, self.box = graph, x, y, norm, box
         self.values = graph.evaluate(x)
         self.low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        self.high = torch.full_like(self.low, torch.inf)
         self.method = [""] * len(x)
 
     def run(self) -> None:
         """Narrows the brackets of all probes that are answered rightly.
 
-        All intervals are relaxed at a few radii, each where the margins so far are foreseen to end.
-        From a ball a little too large those of smaller balls are derived, at little cost.
+        Each ball is relaxed anew, with what is known of one that holds it.
         """
         margin, slope = self._linear_model()
-        trend = Trend(margin, slope)
         rows = torch.nonzero(margin > 0)[:, 0]
-        trial = trend.end * _FIRST
-        for turn in range(RELAXATIONS):
+        secant = Secant(margin, torch.minimum(self._turning(), _MOST * margin / slope))
+        wider: Bounds | None = None
+        places = rows
+        for _ in range(RELAXATIONS):
             if not len(rows):
                 return
-            bounds = Bounds(self.graph, self._ball(rows, trial[rows]))
-            worth = self._try(rows, trial[rows], bounds)
-            high = torch.where(worth > 0, torch.inf, trial[rows])
-            self.high[rows] = torch.minimum(self.high[rows], high)
-            trend.add(rows, trial[rows], worth)
-            close = trial[rows] < trend.end[rows] * (1 + _CLOSE)
-            again = (worth <= 0) & (close | (turn == RELAXATIONS - 1))
-            if bool(again.any()):
-                self._shrink(bounds, rows[again], torch.nonzero(again)[:, 0], worth[again], margin)
-            goal = torch.minimum(self.high, trend.end)
-            rows = rows[self.low[rows] * (1 + PRECISION) < goal[rows]]
-            trial = trend.trial(self.low, self.high)
+            balls = ball(self.x[rows], secant.trial[rows], self.norm, self.box)
+            bounds = Bounds(self.graph, balls, None if wider is None else Wider(wider, places))
+            secant.add(rows, self._try(rows, secant.trial[rows], bounds))
+            places = torch.nonzero(~secant.done[rows])[:, 0]
+            rows, wider = rows[places], bounds
 
-    def _ball(self, rows: Tensor, radius: Tensor) -> Ball:
-        return ball(self.x[rows], radius, self.norm, self.box)
+    def _turning(self) -> Tensor:
+        """Returns the radii at which some neurons of the first layer may turn, float64 [n]."""
+        found = torch.full_like(self.low, torch.inf)
+        parents = [node.parents[0] for node in self.graph.bent[:1]]
+        for index in parents:
+            rows = self.graph.rows(index)
+            if rows is not None:
+                order = 2 if self.norm == "l2" else 1
+                size = torch.linalg.vector_norm(rows, order, dim=1).clamp(min=_TINY)
+                found = (self.values[index].flatten(1).abs() / size).quantile(_FIRST, dim=1)
+        return found
 
     def _try(self, rows: Tensor, radius: Tensor, bounds: Bounds) -> Tensor:
         """Raises the certified radii to those that hold; returns the margins."""
@@ -83,25 +89,6 @@ class Search:
             if chosen:
                 self.method[row] = name
         return worth
-
-    def _shrink(
-        self, bounds: Bounds, rows: Tensor, places: Tensor, short: Tensor, margin: Tensor
-    ) -> None:
-        """Certifies smaller balls from the relaxations of a ball that is too large.
-
-        By regula falsi: margins fall the faster the larger the ball, so that a chord ends early.
-        """
-        high, short = bounds.ball.radius[places], short.clone()
-        low, worth = torch.zeros_like(high), margin[rows]
-        for _ in range(_SHRUNK):
-            radius = low + (high - low) * worth / (worth - short).clamp(min=_TINY)
-            radius = radius * (1 - PRECISION / 8)
-            found = self._try(rows, radius, bounds.inside(self._ball(rows, radius), places))
-            sure = found > 0
-            low, worth = torch.where(sure, radius, low), torch.where(sure, found, worth)
-            high, short = torch.where(sure, high, radius), torch.where(sure, short, found)
-            if bool((worth < margin[rows] * PRECISION).all()):
-                return
 
     def _linear_model(self) -> tuple[Tensor, Tensor]:
         """Returns the margins at the probes, and how fast they fall with the radius at first."""
@@ -140,37 +127,48 @@ class Search:
         return _TIES * ends.flatten(1).amax(1).clamp(min=1)
 
 
-class Trend:
-    """How the margins of probes fall with the radius: M(0) - M(r) = c r^p between two radii.
+class Secant:
+    """Looks for the radius where each margin ends, by secants of its fall on logarithmic scales.
+
+    The share of the margin that is lost grows as the radius at first, and near the end as a power
+    of it that is the larger the deeper the network.
 
     Attributes:
-        margin: Margins at the probes, float64 [n].
-        end: Radii where the margins are foreseen to end, float64 [n].
+        trial: Radii to look at next, float64 [n].
+        done: Where the end is found, bool [n].
     """
 
-    def __init__(self, margin: Tensor, slope: Tensor) -> None:
+    def __init__(self, margin: Tensor, first: Tensor) -> None:
+        """Starts at some radii, float64 [n]."""
         self.margin = margin.clamp(min=_TINY)
-        # Radius and fall of the latest ball without a certificate, and with one.
-        nothing = torch.full((len(margin), 2), torch.nan, dtype=margin.dtype, device=margin.device)
-        self._latest = nothing, nothing.clone()
-        self.end = self.margin / slope.clamp(min=1e-12)
+        self.trial = first.clamp(_LEAST, 1 / _LEAST)
+        self.done = torch.zeros_like(margin, dtype=torch.bool)
+        nothing = torch.full_like(margin, torch.nan)
+        self._at, self._lost, self._sure = (nothing.clone() for _ in range(3))
+        self._low, self._high = (
+            torch.full_like(margin, -torch.inf),
+            torch.full_like(margin, torch.inf),
+        )
 
-    def add(self, rows: Tensor, radius: Tensor, margin: Tensor) -> None:
-        """Takes in margins found at radii > 0."""
-        new = torch.stack([radius, (self.margin[rows] - margin).clamp(min=_TINY)], 1)
-        for sure, latest in enumerate(self._latest):
-            chosen = (margin > 0) == bool(sure)
-            across, before = self._latest[1 - sure][rows], latest[rows]
-            other = torch.where(across.isnan(), before, across)
-            ratio = (new / other).log()
-            power = ratio[:, 1] / ratio[:, 0]
-            power = torch.where(power.isfinite(), power.clamp(1, _STEEP), _FIRST_POWER)
-            end = radius * (self.margin[rows] / new[:, 1]).pow(1 / power)
-            self.end[rows[chosen]] = end[chosen]
-            latest[rows[chosen]] = new[chosen]
-
-    def trial(self, low: Tensor, high: Tensor) -> Tensor:
-        """Returns radii just before the ends, well inside the brackets."""
-        wide = torch.where(high.isinf(), _GROWTH * low, high)
-        least, most = low + (wide - low) / 64, wide - (wide - low) / 4
-        return (self.end * (1 - PRECISION / 4)).clamp(least, most)
+    def add(self, rows: Tensor, margin: Tensor) -> None:
+        """Takes in the margins of some probes at their trials."""
+        at = self.trial[rows].log()
+        lost = (1 - margin / self.margin[rows]).nan_to_num(1 / _LEAST)
+        lost = lost.clamp(_LEAST, 1 / _LEAST).log()
+        power = (lost - self._lost[rows]) / (at - self._at[rows])
+        power = torch.where(power.isfinite(), power.clamp(1, _STEEP), _POWER)
+        self._at[rows], self._lost[rows] = at, lost
+        sure = margin > 0
+        low = torch.where(sure, torch.maximum(self._low[rows], at), self._low[rows])
+        high = torch.where(sure, self._high[rows], torch.minimum(self._high[rows], at))
+        self._sure[rows] = torch.where(sure & (low == at), lost, self._sure[rows])
+        self._low[rows], self._high[rows] = low, high
+        # A margin that is nearly used up, at a power that it surely has, ends near.
+        ends = low - self._sure[rows].nan_to_num(0) / power.clamp(max=_SURE)
+        near = low + math.log1p(PRECISION) >= torch.minimum(ends, high)
+        self.done[rows] = near & low.isfinite()
+        width = torch.where(low.isfinite() & high.isfinite(), high - low, 0)
+        least = torch.where(low.isfinite(), low + width / 16, high - _STEP)
+        most = torch.where(high.isfinite(), high - width / 8, low + _STEP)
+        end = at - lost / power - PRECISION / 4
+        self.trial[rows] = torch.minimum(torch.maximum(end, least), most).exp()

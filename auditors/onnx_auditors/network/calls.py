@@ -34,7 +34,7 @@ def bind_function(entry: Operator, node: Node) -> Function:
         node.refuse(f"its meaning before opset {entry.since} is not covered")
     try:
         function = entry.bind(node)
-    except (IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
+    except (ArithmeticError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"attributes and inputs do not go together ({error})") from error
     node.check_all_read()
     return function
@@ -53,7 +53,8 @@ def evaluate(
         return function(*arguments)
     except (NotImplementedError, TypeError) as error:
         raise Refused(f"its inputs are not covered ({_first_line(error)})") from error
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError) as error:
+        # Torch asserts some of what it expects of shapes where there is no data.
         raise InvalidModel(
             f"{proto.op_type} (node '{proto.name}') cannot be evaluated: {_first_line(error)}"
         ) from error

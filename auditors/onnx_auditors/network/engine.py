@@ -8,6 +8,7 @@ content of its input is computed node by node.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -15,9 +16,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
-from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperator
+from onnx_auditors.errors import AuditError, InvalidModel, LimitExceeded, UnsupportedOperator
 from onnx_auditors.network.batch_rules import NotBatchwise
 from onnx_auditors.network.batching import rewrite
+from onnx_auditors.network.limits import check_bytes, check_rank
 from onnx_auditors.network.lowering import lower
 from onnx_auditors.network.node import Value
 from onnx_auditors.network.plan import Binder, Plan
@@ -43,12 +45,15 @@ class Engine:
         binder: As given.
         batch: The batch that the graph is fixed to; None where it takes any.
         static: Whether it can be planned without the content of its inputs.
+        unsampled: Why `sample` could not compute a random batch; None where it could, or was not
+            asked.
     """
 
     def __init__(self, binder: Binder, weights: Mapping[str, Tensor], device: torch.device) -> None:
         self.binder = binder
         self.batch: int | None = None
         self.static = True
+        self.unsampled: AuditError | None = None
         self._weights = dict(weights)
         self._device = device
         self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -144,7 +149,11 @@ class Engine:
         """Returns what one random batch shows of all values; nothing where it cannot be computed.
 
         For graphs that cannot be planned without the content of their inputs.
+
+        Raises:
+            LimitExceeded: The batch itself is too large.
         """
+        self._check_inputs(signature)
         generator = torch.Generator().manual_seed(0)
         inputs = {
             name: torch.rand(shape, generator=generator).to(self._device, dtype)
@@ -153,8 +162,9 @@ class Engine:
         try:
             with torch.no_grad():
                 return self.binder.bind(self._weights, inputs, self._device).values
-        except (InvalidModel, LimitExceeded, UnsupportedOperator):
+        except (InvalidModel, LimitExceeded, UnsupportedOperator) as error:
             # Random content need not make sense to the graph; what it takes shows when it runs.
+            self.unsampled = error
             return {}
 
     def compute(self, inputs: Mapping[str, Tensor], targets: Sequence[str]) -> list[Tensor]:
@@ -173,7 +183,15 @@ class Engine:
             results.append(constant)
         return results
 
+    def _check_inputs(self, signature: Signature) -> None:
+        """Checks the sizes of inputs before there is anything of them."""
+        limits = self.binder.limits
+        for name, shape, dtype in signature:
+            check_rank(name, len(shape), limits)
+            check_bytes(name, shape, math.prod(shape) * dtype.itemsize, limits)
+
     def _bind(self, signature: Signature) -> Plan:
+        self._check_inputs(signature)
         inputs = {
             name: torch.empty(shape, dtype=dtype, device="meta") for name, shape, dtype in signature
         }

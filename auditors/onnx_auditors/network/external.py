@@ -11,6 +11,9 @@ import onnx
 from onnx_auditors.errors import InvalidModel
 from onnx_auditors.network.limits import Limits, tensor_bytes, too_large
 
+_SHOWN = 100
+"""Characters of an impossible location that an error shows."""
+
 
 def load_external_data(
     tensors: Iterable[onnx.TensorProto], folder: Path | None, limits: Limits
@@ -37,7 +40,12 @@ def load_external_data(
         content = _external_content(tensor, info, path)
         loaded += len(content)
         if loaded > limits.max_initializer_bytes:
-            raise too_large("bytes of external data", loaded, limits.max_initializer_bytes)
+            raise too_large(
+                "max_initializer_bytes",
+                "bytes of external data",
+                loaded,
+                limits.max_initializer_bytes,
+            )
         tensor.raw_data = content
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -61,11 +69,20 @@ def _external_path(name: str, location: str, folder: Path | None) -> Path:
             "model's folder, relative, without '..'"
         )
     path = folder
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise InvalidModel(f"the external file '{location}' is a symbolic link; copy the file")
-    if not path.is_file():
+    try:
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                raise InvalidModel(
+                    f"the external file '{location}' is a symbolic link; copy the file"
+                )
+        found = path.is_file()
+    except OSError as error:
+        raise InvalidModel(
+            f"the external file '{location[:_SHOWN]}' of tensor '{name}' cannot be looked for: "
+            f"{error.strerror}"
+        ) from error
+    if not found:
         raise InvalidModel(
             f"tensor '{name}' is stored in the external file '{location}', which is missing; "
             "upload it too"

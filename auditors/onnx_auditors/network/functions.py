@@ -14,6 +14,7 @@ import onnx.defs
 import onnx.inliner
 import onnx.shape_inference
 
+from onnx_auditors.errors import InvalidModel
 from onnx_auditors.network.coverage import is_covered
 from onnx_auditors.network.limits import Limits
 from onnx_auditors.network.reading import (
@@ -43,6 +44,7 @@ def write_out(proto: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
         limits: What it may cost, bodies included.
 
     Raises:
+        InvalidModel: Shapes and types in the graph contradict each other.
         LimitExceeded: It has too many nodes, or nested too deeply, with bodies written out.
     """
     while any(may_have_body(node) for node in walk(proto.graph.node)):
@@ -71,7 +73,10 @@ def _with_calls(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy in which nodes with a usable body call it as a local function."""
     versions = {o.domain: o.version for o in proto.opset_import}
     versions[""] = standard_opset(proto)
-    copy = onnx.shape_inference.infer_shapes(proto)
+    try:
+        copy = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise InvalidModel(f"the shapes in the graph do not go together: {error}") from error
     for node, types in _typed(copy.graph, {}):
         body = _body(node, types, versions) if may_have_body(node) else None
         if body is None:

@@ -121,12 +121,22 @@ class Network(nn.Module):
         """
         if self._unfit is not None:
             raise self._unfit
+        if not self._answer.classes and self._engine.unsampled is not None:
+            raise InvalidModel(
+                "the graph depends on what comes in, and does not run on random numbers, which "
+                f"would have shown its classes: {self._engine.unsampled}"
+            )
         if not self._answer.classes:
             raise InvalidModel(
                 f"input '{self.input.name}' has the open shape {list(self.input.shape)}: load the "
                 "model with a sample shape to know its classes"
             )
         return self._answer.classes
+
+    @property
+    def limits(self) -> Limits:
+        """What the model may cost."""
+        return self._binder.limits
 
     @property
     def device(self) -> torch.device:

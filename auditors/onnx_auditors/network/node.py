@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import onnx
 import onnx.numpy_helper
 import torch
+
+from onnx_auditors.network.limits import Limits, check_bytes, too_large
 
 _PRECISIONS: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -112,6 +115,7 @@ class Node:
         inputs: Sequence[Value | None],
         outputs: Sequence[str],
         floating: torch.dtype,
+        limits: Limits | None = None,
     ) -> None:
         self.op_type = proto.op_type
         self.domain = proto.domain
@@ -124,6 +128,7 @@ class Node:
         self._unread = set(self._attributes)
         self._consumed: set[int] = set()
         self._floating = floating
+        self._limits = limits or Limits()
         self._declared: tuple[int, ...] = ()
 
     def has(self, attribute: str) -> bool:
@@ -215,6 +220,24 @@ class Node:
     def dtype(self, element_type: int) -> torch.dtype:
         """Returns the dtype in which values of an ONNX element type are computed."""
         return to_dtype(element_type, self._floating)
+
+    def check_size(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """Checks the size of the first output before there is anything of it.
+
+        Raises:
+            LimitExceeded: It is too large.
+        """
+        check_bytes(self._outputs[0], shape, math.prod(shape) * dtype.itemsize, self._limits)
+
+    def check_turns(self, turns: int) -> None:
+        """Checks how often the node repeats what it does, as a loop of the graph would.
+
+        Raises:
+            LimitExceeded: Too often.
+        """
+        if turns > self._limits.max_steps:
+            what = f"turns of {self.op_type} (node '{self.name}')"
+            raise too_large("max_steps", what, turns, self._limits.max_steps)
 
     def refuse(self, reason: str) -> NoReturn:
         """Says that the operator does not cover this node."""

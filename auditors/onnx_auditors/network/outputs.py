@@ -223,6 +223,8 @@ def find_logits(graph: onnx.GraphProto, output: str, values: Mapping[str, Value]
         return node.input[0]
     axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
     shape, scores = values[node.input[0]].shape, values[output].shape
+    if not shape or not scores:
+        return output  # a single number, whatever the batch
     classes = math.prod(scores[1:])
     one_row_per_sample = math.prod(shape) == scores[0] * classes and shape[axis] == classes
     return node.input[0] if one_row_per_sample else output

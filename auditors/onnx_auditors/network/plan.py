@@ -19,7 +19,7 @@ from onnx_auditors.errors import InvalidModel, LimitExceeded, UnsupportedOperato
 from onnx_auditors.network import control
 from onnx_auditors.network.calls import as_list, bind_function, check_count, evaluate, on_integers
 from onnx_auditors.network.coverage import describe, unsupported
-from onnx_auditors.network.limits import Limits
+from onnx_auditors.network.limits import Limits, check_bytes, check_rank
 from onnx_auditors.network.node import DependsOnInput, Node, Refused, Value, to_torch
 from onnx_auditors.network.reading import subgraphs, walk
 from onnx_auditors.network.registry import Function, find
@@ -130,6 +130,9 @@ class Binder:
         if walker.refused:
             later = walker.refused_for_good == 0
             raise unsupported(walker.refused, UnknownShape if later else UnsupportedOperator)
+        missing = [output.name for output in self.graph.output if output.name not in scope]
+        if missing:
+            raise InvalidModel(f"the output '{missing[0]}' is made by no node that can be computed")
         return Plan(walker.steps, walker.values)
 
 
@@ -194,7 +197,7 @@ class Walker:
     ) -> dict[str, Value]:
         inputs = [scope[name] if name else None for name in proto.input]
         if control.is_control(proto):
-            return control.OPERATORS[proto.op_type](self, proto, inputs, scope, prefix)
+            return control.bind(self, proto, inputs, scope, prefix)
         names = [prefix + name if name in self.binder.read else "" for name in proto.output]
         if not any(names):
             return {}
@@ -211,11 +214,11 @@ class Walker:
             InvalidModel: It cannot be evaluated.
             LimitExceeded: An output is too large.
         """
-        entry = find(proto.domain, proto.op_type)
+        entry, binder = find(proto.domain, proto.op_type), self.binder
         if entry is None:
             raise Refused("it is not in the registry")
         seen = inputs if entry.carries else [value and value.materialised() for value in inputs]
-        node = Node(proto, self.binder.opset, seen, names, self.binder.floating)
+        node = Node(proto, binder.opset, seen, names, binder.floating, binder.limits)
         function = bind_function(entry, node)
         arguments = node.arguments()
         if not entry.carries and any(a and self.values[a.name].is_carried for a in arguments):
@@ -279,6 +282,8 @@ class Walker:
             evaluate(proto, function, [a.constant if a else None for a in arguments])
         )
         check_count(names, constants)
+        for name, constant in zip(names, constants, strict=False):
+            self._check_size(name, constant)
         placed = [c.to(self.device) for c in constants]
         return [
             Value(name, c.detach().to("meta"), c, element_type(i, c.dtype))
@@ -296,9 +301,6 @@ class Walker:
         return found
 
     def _check_size(self, name: str, meta: Tensor) -> None:
+        check_rank(name, meta.dim(), self.binder.limits)
         size = meta.numel() * meta.element_size()
-        if size > self.binder.limits.max_value_bytes:
-            raise LimitExceeded(
-                f"value '{name}' of shape {list(meta.shape)} takes {size:,} bytes; at most "
-                f"{self.binder.limits.max_value_bytes:,} are accepted"
-            )
+        check_bytes(name, meta.shape, size, self.binder.limits)

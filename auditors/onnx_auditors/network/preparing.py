@@ -8,6 +8,7 @@ import onnx
 import onnx.inliner
 import onnx.version_converter
 
+from onnx_auditors.errors import InvalidModel
 from onnx_auditors.network.coverage import check_operators, is_covered
 from onnx_auditors.network.functions import may_have_body, write_out
 from onnx_auditors.network.limits import Limits
@@ -43,12 +44,16 @@ def prepare(proto: onnx.ModelProto, limits: Limits) -> Prepared:
         limits: What it may cost with functions written out.
 
     Raises:
+        InvalidModel: Local functions that do not fit their calls.
         UnsupportedOperator: Operators that the network has no function for; lists every node.
         LimitExceeded: Larger than the limits allow.
     """
     prepared, weights = without_weights(proto)
     if prepared.functions:
-        prepared = onnx.inliner.inline_local_functions(prepared)
+        try:
+            prepared = onnx.inliner.inline_local_functions(prepared)
+        except RuntimeError as error:
+            raise InvalidModel(f"a local function does not fit its calls: {error}") from error
     prepared, opset = write_out(prepared, limits), standard_opset(prepared)
     if any(not is_covered(n) and not may_have_body(n) for n in walk(prepared.graph.node)):
         check_operators(prepared.graph, opset)  # before the converter gets to see the graph

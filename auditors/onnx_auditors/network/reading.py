@@ -15,15 +15,18 @@ from typing import NamedTuple
 
 import onnx
 import onnx.checker
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from onnx_audit import v1
-from onnx_auditors.errors import InvalidModel
+from onnx_auditors.errors import InvalidModel, LimitExceeded
 from onnx_auditors.network.external import load_external_data
-from onnx_auditors.network.limits import Limits, tensor_bytes, too_large
+from onnx_auditors.network.limits import Limits, check_rank, tensor_bytes, too_large
 from onnx_auditors.network.summary import summarize
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_SHOWN = 100
+"""Bytes of a wrong name that an error shows."""
 _SMALL_BYTES = 4096
 """Up to here stored tensors may be shapes and axes, which the converter reads."""
 
@@ -61,11 +64,14 @@ def read(source: str | Path | bytes | onnx.ModelProto, limits: Limits) -> ModelF
         folder = Path(source).parent
         content = _read_bytes(Path(source), limits)
     if len(content) > limits.max_model_bytes:
-        raise too_large("bytes in the ONNX file", len(content), limits.max_model_bytes)
+        raise too_large(
+            "max_model_bytes", "bytes in the ONNX file", len(content), limits.max_model_bytes
+        )
     proto = _parse(content)
     digest = hashlib.sha256(content).hexdigest()
     del content  # the weights are in the parsed model too
     _check_limits(proto, limits)
+    _check_text(proto)
     digests = load_external_data(_tensors(proto), folder, limits)
     _sort_nodes(proto.graph)
     _check(proto)
@@ -127,7 +133,9 @@ def _read_bytes(path: Path, limits: Limits) -> bytes:
     try:
         size = path.stat().st_size
         if size > limits.max_model_bytes:
-            raise too_large("bytes in the ONNX file", size, limits.max_model_bytes)
+            raise too_large(
+                "max_model_bytes", "bytes in the ONNX file", size, limits.max_model_bytes
+            )
         return path.read_bytes()
     except OSError as error:
         raise InvalidModel(f"the ONNX file cannot be read: {error.strerror}") from error
@@ -138,8 +146,8 @@ def _parse(content: bytes) -> onnx.ModelProto:
         proto = onnx.ModelProto.FromString(content)
     except DecodeError as error:
         raise InvalidModel(
-            f"{len(content):,} bytes that are not an ONNX model: the file is of another kind, or "
-            "cut short; export it again"
+            f"{len(content):,} bytes that are not an ONNX model: the file is of another kind, cut "
+            "short, or nested deeper than protobuf reads; export it again"
         ) from error
     if not proto.graph.node or not proto.opset_import:
         raise InvalidModel("no ONNX model: it has no nodes or names no operator set")
@@ -147,34 +155,74 @@ def _parse(content: bytes) -> onnx.ModelProto:
 
 
 class _Size(NamedTuple):
-    """Nodes, and levels of subgraphs, of what is written out."""
+    """Nodes, levels of subgraphs, and of calls of local functions, of what is written out."""
 
     nodes: int
     depth: int
+    calls: int
 
 
 def check_sizes(proto: onnx.ModelProto, limits: Limits) -> None:
     """Counts the nodes, those of local functions at each call of them.
 
     Raises:
-        LimitExceeded: There are too many, or subgraphs are nested too deeply.
+        LimitExceeded: There are too many, or subgraphs or calls are nested too deeply.
         InvalidModel: A local function calls itself.
     """
     nodes = _size(proto.graph.node, _function_sizes(proto, limits), limits, depth=0).nodes
     if nodes > limits.max_nodes:
-        raise too_large("nodes, with functions written out", nodes, limits.max_nodes)
+        what = "nodes, with functions written out"
+        raise too_large("max_nodes", what, nodes, limits.max_nodes)
 
 
 def _check_limits(proto: onnx.ModelProto, limits: Limits) -> None:
     check_sizes(proto, limits)
+    _check_domains(proto, limits)
     stored = 0
     for tensor in _tensors(proto):
+        check_rank(tensor.name, len(tensor.dims), limits)
         for size in tensor.dims:
-            if not 0 <= size <= limits.max_dimension:
-                raise too_large(f"in an axis of '{tensor.name}'", size, limits.max_dimension)
+            if size < 0:
+                raise InvalidModel(f"tensor '{tensor.name}' has an axis of size {size}")
+            if size > limits.max_dimension:
+                where = f"in an axis of '{tensor.name}'"
+                raise too_large("max_dimension", where, size, limits.max_dimension)
         stored += tensor_bytes(tensor)
     if stored > limits.max_initializer_bytes:
-        raise too_large("bytes of weights", stored, limits.max_initializer_bytes)
+        what = "bytes of weights"
+        raise too_large("max_initializer_bytes", what, stored, limits.max_initializer_bytes)
+
+
+def _check_text(message: Message) -> None:
+    """Refuses names that are not UTF-8, which protobuf hands out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_STRING:
+            texts = value if field.is_repeated else [value]
+            wrong = next((text for text in texts if isinstance(text, bytes)), None)
+            if wrong is not None:
+                raise InvalidModel(f"{field.full_name} {wrong[:_SHOWN]!r} is not UTF-8")
+        elif field.message_type is not None:
+            for inner in value if field.is_repeated else [value]:
+                _check_text(inner)
+
+
+def _check_domains(proto: onnx.ModelProto, limits: Limits) -> None:
+    """Refuses operators of domains that are not taken; local functions belong to the model."""
+    if not limits.domains:
+        return
+    own = {(f.domain, f.name) for f in proto.functions}
+    nodes = [*proto.graph.node, *(node for f in proto.functions for node in f.node)]
+    for node in walk(nodes):
+        domain = node.domain or "ai.onnx"
+        if domain not in limits.domains and (node.domain, node.op_type) not in own:
+            allowed = ", ".join(limits.domains)
+            raise LimitExceeded(
+                f"{node.op_type} (node '{node.name}') is of the domain {domain}; operators are "
+                f"accepted of {allowed}",
+                limit="domains",
+                found=domain,
+                allowed=allowed,
+            )
 
 
 def _function_sizes(proto: onnx.ModelProto, limits: Limits) -> dict[tuple[str, str], _Size]:
@@ -200,20 +248,29 @@ def _size(
     limits: Limits,
     depth: int,
 ) -> _Size:
-    total, deepest = 0, depth
+    total, deepest, calls = 0, depth, 0
     _check_depth(depth, limits)
     for node in nodes:
-        called = functions.get((node.domain, node.op_type), _Size(1, 0))
+        called = functions.get((node.domain, node.op_type), _Size(1, 0, -1))
         inner = [_size(g.node, functions, limits, depth + 1) for g in subgraphs(node)]
         total += called.nodes + sum(size.nodes for size in inner)
         deepest = max(deepest, depth + called.depth, *(size.depth for size in inner))
+        calls = max(calls, called.calls + 1, *(size.calls for size in inner))
         _check_depth(deepest, limits)
-    return _Size(total, deepest)
+        _check_calls(calls, limits)
+    return _Size(total, deepest, calls)
 
 
 def _check_depth(depth: int, limits: Limits) -> None:
     if depth > limits.max_subgraph_depth:
-        raise too_large("levels of subgraphs", depth, limits.max_subgraph_depth)
+        what = "levels of subgraphs"
+        raise too_large("max_subgraph_depth", what, depth, limits.max_subgraph_depth)
+
+
+def _check_calls(calls: int, limits: Limits) -> None:
+    if calls > limits.max_function_depth:
+        what = "levels of calls of local functions"
+        raise too_large("max_function_depth", what, calls, limits.max_function_depth)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -8,6 +8,7 @@ from collections import Counter
 import onnx
 
 from onnx_audit import v1
+from onnx_auditors.errors import InvalidModel
 
 
 def summarize(proto: onnx.ModelProto, sha256: str) -> v1.ModelSummary:
@@ -16,6 +17,9 @@ def summarize(proto: onnx.ModelProto, sha256: str) -> v1.ModelSummary:
     Args:
         proto: The model.
         sha256: Digest that names it.
+
+    Raises:
+        InvalidModel: An input or output has an element type that there is not.
     """
     graph = proto.graph
     stored = {tensor.name for tensor in graph.initializer}
@@ -39,8 +43,14 @@ def summarize(proto: onnx.ModelProto, sha256: str) -> v1.ModelSummary:
 
 
 def tensor_info(value: onnx.ValueInfoProto) -> v1.TensorInfo:
-    """Returns name, element type and shape of a graph's input or output; open axes are -1."""
+    """Returns name, element type and shape of a graph's input or output; open axes are -1.
+
+    Raises:
+        InvalidModel: There is no such element type.
+    """
     tensor = value.type.tensor_type
+    if tensor.elem_type not in onnx.TensorProto.DataType.values():
+        raise InvalidModel(f"'{value.name}' has the unknown element type {tensor.elem_type}")
     return v1.TensorInfo(
         name=value.name,
         dtype=onnx.TensorProto.DataType.Name(tensor.elem_type).lower(),

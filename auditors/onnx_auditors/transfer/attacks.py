@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnx_auditors import effort
 from onnx_auditors.distortion.search import Logits
 from onnx_auditors.transfer.ascent import DECAY, Images, Task, ascend, unit
 from onnx_auditors.transfer.resizing import Separable, weights
@@ -179,6 +180,7 @@ def _gradient(
 
 def _slope(loss: Tensor, leaf: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    effort.add(len(leaf))
     return torch.where(gradient.isfinite(), gradient, 0.0)
 
 

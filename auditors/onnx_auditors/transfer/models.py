@@ -107,7 +107,7 @@ class Models:
             return sample_shape(found[0].spec, model, found[0].probes)
 
         try:
-            network = open_network(path, base.device, None, shape)
+            network = open_network(path, base.device, base.network.limits, shape)
             input_map = PeerMap(found[0], network.summary, base.input_map, base.device)
             network, session, head = self._classifier(index, path, network, input_map)
         except AuditError as error:

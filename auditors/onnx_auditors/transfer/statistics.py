@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from onnx_audit import v1
+from onnx_auditors.distributions import binomial_probabilities
 from onnx_auditors.estimates import CONFIDENCE, proportion, wilson
 
 Doubles = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def p_value(table: Counts) -> float:
         # Examples right and `total` draws wrong, or example wrong and one draw fewer.
         probes = int(table[1, total - 1]) + (int(table[0, total]) if total < most else 0)
         if probes:
-            steps = stats.binom.pmf(np.arange(probes + 1), probes, total / most)
+            steps = binomial_probabilities(probes, total / most)
             distribution = np.convolve(distribution, steps)
     found = int(table[1].sum())
     return float(min(1.0, distribution[found:].sum()))

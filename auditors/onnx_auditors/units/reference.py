@@ -48,7 +48,7 @@ def of_model(config: v1.UnitReference, context: Context) -> Embedding:
         return sample_shape(resolved[0].spec, model, resolved[0].probes)
 
     try:
-        network = open_network(path, context.device, None, shape)
+        network = open_network(path, context.device, context.network.limits, shape)
         mapped = PeerMap(resolved[0], network.summary, context.input_map, context.device)
 
         def feed(rows: Indices) -> Tensor:

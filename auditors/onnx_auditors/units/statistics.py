@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
 from onnx_audit import v1
+from onnx_auditors.distributions import student_quantile, student_tail
 from onnx_auditors.estimates import CONFIDENCE
 from onnx_auditors.units.source import Floats
 
@@ -38,7 +38,7 @@ def jackknife(value: float, without: Floats, count: int, low: float, high: float
         low: Smallest value that the figure can have.
         high: Largest.
     """
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(without) - 1)) * jackknife_error(without)
+    half = student_quantile((1 + CONFIDENCE) / 2, len(without) - 1) * jackknife_error(without)
     interval = v1.Interval(
         lower=max(low, value - half),
         upper=min(high, value + half),
@@ -80,7 +80,7 @@ def rotation_test(tested: float, rotated: Floats) -> tuple[float, float, float, 
         z = 0.0 if tested == rotated[0] else math.copysign(math.inf, tested - rotated[0])
     else:
         z = (tested - float(rotated.mean())) / spread
-    two_sided = 2 * float(stats.t.sf(abs(z) / math.sqrt(1 + 1 / count), count - 1))
+    two_sided = 2 * student_tail(abs(z) / math.sqrt(1 + 1 / count), count - 1)
     return z, high, low, min(1.0, two_sided)
 
 
@@ -121,7 +121,7 @@ def verdict(
         spread: Standard deviation of the rotated bases' index, which does not.
         probes: Number of probes.
     """
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, 7))
+    quantile = student_quantile((1 + CONFIDENCE) / 2, 7)
     off = abs(value - 0.5)
     half = quantile * math.hypot(error, spread)
     if p_holm < LEVEL and off >= MARGIN:

@@ -50,6 +50,7 @@ def untrained(network: Network, seed: int, sample_shape: tuple[int, ...]) -> Net
     return load(
         proto,
         network.device,
+        network.limits,
         output=network.output or None,
         sample_shape=sample_shape if opened else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy import optimize
 from tests.support import shared_data
 from torch import Tensor
 
-from onnx_auditors.distortion import minimal
-from onnx_auditors.distortion.norms import nearest_l2
+from onnx_auditors.distortion import minimal, starts
+from onnx_auditors.distortion.norms import NORMS, nearest_l2
+from onnx_auditors.distortion.search import Search
 from onnx_auditors.network import load
 
 Floats = npt.NDArray[np.float64]
@@ -265,3 +267,20 @@ def test_progress_rises_to_the_whole() -> None:
     minimal(lambda x: x @ weights, inputs, labels, budget=100, progress=shares.append)
     assert shares == sorted(shares)
     assert 0.5 < shares[-1] <= 1
+
+
+def test_last_stretch_ends_at_the_boundary() -> None:
+    """Along a line the margin 1 - exp(2 t) / 8 of the distance t is zero at log(8) / 2."""
+
+    def logits(x: Tensor) -> Tensor:
+        return torch.stack([1 - (2 * x[:, 0]).exp() / 8, torch.zeros_like(x[:, 0])], dim=1)
+
+    far = torch.tensor([[4.0], [1.2]])
+    rows = torch.arange(2)
+    ends = torch.tensor(0.0), torch.tensor(4.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    search = Search(logits, torch.zeros(2, 1), labels, ends, norm=NORMS["l2"], seeds=rows)
+    search.offer(far, rows, torch.ones(2, dtype=torch.bool))
+    starts.to_boundary(search, rows, starts.FAR_CROSSING)
+    assert (search.distance > math.log(8) / 2).all()
+    assert search.distance.numpy() == pytest.approx(math.log(8) / 2, rel=1e-4)

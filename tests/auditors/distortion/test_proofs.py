@@ -81,18 +81,21 @@ def optimum(x: npt.NDArray[np.float64], middle: str) -> float:
     return best
 
 
-@pytest.mark.parametrize("middle", [LINEAR, HIDDEN])
-def test_optima_and_bounds_beside_what_was_found(middle: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("middle", "exact"),
+    [(LINEAR, 9), (HIDDEN, 3), pytest.param(HIDDEN, 9, marks=pytest.mark.slow)],
+)
+def test_optima_and_bounds_beside_what_was_found(middle: str, exact: int, tmp_path: Path) -> None:
     """Proved bound <= optimum <= found, all close; the optimum is that of an independent solver."""
     context = opened(tmp_path, middle)
     prover = proofs.Prover.of(context)
     assert prover is not None
     slack = prover.slack or math.inf
     assert slack < 1e-3
-    result, blobs = audit(context, v1.DistortionConfig(norms=NORMS, budget=200, exact_probes=9))
+    result, blobs = audit(context, v1.DistortionConfig(norms=NORMS, budget=200, exact_probes=exact))
     for norm in result.norms:
         rows = [row for row in norm.probes if row.HasField("certified")]
-        assert len(rows) == 9
+        assert len(rows) == exact
         for row in rows:
             proved = row.certified
             assert proved.method == v1.CERTIFICATE_METHOD_EXACT
@@ -106,9 +109,9 @@ def test_optima_and_bounds_beside_what_was_found(middle: str, tmp_path: Path) ->
             assert proved.optimum * (1 - 1e-3) - slack <= proved.lower <= proved.optimum
             assert row.distance >= proved.optimum * (1 - 1e-4)
         known = [row for row in rows if row.certified.HasField("optimum")]
-        assert len(known) >= 8
-        exact = [row for row in known if 0 < row.certified.optimum < math.inf]
-        ratios = [row.distance / row.certified.optimum for row in exact]
+        assert len(known) >= exact - 1
+        moved = [row for row in known if 0 < row.certified.optimum < math.inf]
+        ratios = [row.distance / row.certified.optimum for row in moved]
         summary = norm.certified
         assert summary.exact == len(known)
         assert summary.found_over_optimum.value == pytest.approx(np.mean(ratios))

@@ -22,11 +22,11 @@ from tests.auditors.lipschitz.layers import (
 from onnx_auditors.lipschitz import (
     OperatorSpec,
     average_pool,
-    chebyshev,
     compose,
     dense,
     from_function,
     from_spec,
+    krylov,
     operator_bounds,
     symbol,
     taps,
@@ -103,11 +103,11 @@ def test_every_method_bounds_by_itself(seed: int) -> None:
             "whole torus": symbol.whole_torus(conv, lower),
             "one phase": symbol.whole_torus(conv, 0.0, phases=1),
             "supremum": symbol.supremum(conv, lower),
-            "Chebyshev": chebyshev.certificate(operator, lower, delta=1e-12, entropy=seed),
+            "Krylov": krylov.certificate(operator, lower, delta=1e-12, entropy=seed),
         }
         assert min(found.values()) >= floor, found
         assert found["Cholesky"] <= exact * (1 + 1e-6)
-        assert found["Chebyshev"] <= exact * (1 + loss)
+        assert found["Krylov"] <= exact * (1 + loss)
         # The symbol's grid lies on its supremum's surface.
         assert found["whole torus"] <= found["supremum"] * (1 + 1e-9)
 
@@ -285,13 +285,13 @@ def test_supremum_is_the_limit_of_large_maps() -> None:
     assert exact * (1 - _SVD) <= bound.upper <= exact * (1 + 1e-6)
 
 
-def test_chebyshev_fails_as_seldom_as_it_says() -> None:
+def test_krylov_fails_as_seldom_as_it_says() -> None:
     # At delta = 1 % of 1,000 starts 10 fail on average, where the top stands out; 19 are three
     # standard deviations more.
     values = torch.linspace(0, 1, 60, dtype=torch.float64)
     operator = from_spec(OperatorSpec("dense", (60,), torch.diag(values)))
     found = [
-        chebyshev.certificate(
+        krylov.certificate(
             operator, 0.97, delta=0.01, entropy=seed, target=-1.0, starts=1, degree=20
         )
         for seed in range(1000)
@@ -302,12 +302,12 @@ def test_chebyshev_fails_as_seldom_as_it_says() -> None:
     assert failures >= 2
 
 
-def test_chebyshev_depends_on_its_seed_alone() -> None:
+def test_krylov_depends_on_its_seed_alone() -> None:
     spec = random_convolution(1)
     operator = from_spec(spec)
     lower = largest_singular_value(spec) * 0.999
     first, again, other = (
-        chebyshev.certificate(operator, lower, delta=1e-12, entropy=entropy, target=0.0)
+        krylov.certificate(operator, lower, delta=1e-12, entropy=entropy, target=0.0)
         for entropy in (7, 7, 8)
     )
     assert first == again != other

@@ -179,7 +179,9 @@ def softplus(_: Node) -> Function:
 @operator("Softmax", "LogSoftmax", since=13)
 def softmax(node: Node) -> Function:
     """Softmax along one axis."""
-    axis = node.integer("axis", -1)
+    axis, rank = node.integer("axis", -1), max(1, len(node.shape()))
+    if not -rank <= axis < rank:
+        node.refuse(f"axis {axis} is outside its input of rank {rank}")  # torch checks data only
     function = torch.softmax if node.op_type == "Softmax" else torch.log_softmax
     return lambda x: function(x, axis)
 

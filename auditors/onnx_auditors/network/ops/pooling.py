@@ -76,7 +76,7 @@ def average_pool(node: Node) -> Function:
     amounts = pad_amounts(window.begin, window.end)
     if not any(amounts):
         return lambda x: pool(x, window.kernel, window.strides)
-    counted = torch.ones(1, 1, *node.shape()[2:])
+    counted = _counted(node, window)
     if include:
         counted = functional.pad(counted, pad_amounts(declared.begin, declared.end), value=1.0)
     rest = dataclasses.replace(
@@ -94,9 +94,17 @@ def average_pool(node: Node) -> Function:
     return function
 
 
+def _counted(node: Node, window: Window) -> Tensor:
+    """One for every entry of a map, which is about to be padded."""
+    plane = node.shape()[2:]
+    padded = [sum(sizes) for sizes in zip(window.begin, plane, window.end, strict=True)]
+    node.check_size(padded, torch.float32)
+    return torch.ones(1, 1, *plane)
+
+
 def _dilated_average(node: Node, window: Window, declared: Window, *, include: bool) -> Function:
     amounts = pad_amounts(window.begin, window.end)
-    counted = torch.ones(1, 1, *node.shape()[2:])
+    counted = _counted(node, window)
     if include:
         counted = functional.pad(counted, pad_amounts(declared.begin, declared.end), value=1.0)
         over = [w - d for w, d in zip(window.end, declared.end, strict=True)]

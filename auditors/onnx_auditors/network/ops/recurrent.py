@@ -135,6 +135,7 @@ def recurrent(node: Node) -> Function:
     steps = [make(node, a) for a in _activations(node, directions)]
     states = 2 if node.op_type == "LSTM" else 1
     length = node.shape()[1 if batch_first else 0]
+    node.check_turns(length * directions)
 
     def function(
         x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ def resize(node: Node) -> Function:
     outside = node.number("extrapolation_value", 0.0)
     if sizes == [node.shape()[axis] for axis in axes]:
         return lambda x: x  # ONNX Runtime copies what keeps its shape, whatever scales and region
+    _check_sizes(node, dict(zip(axes, sizes, strict=True)))
     matrices = []
     for position, axis in enumerate(axes):
         old, new, scale = node.shape()[axis], sizes[position], scales[position]
@@ -51,6 +52,14 @@ def resize(node: Node) -> Function:
     return _along_axes(node, matrices, nearest=mode == "nearest")
 
 
+def _check_sizes(node: Node, new: Mapping[int, int]) -> None:
+    """Checks the output and the matrices, from the new sizes by axis."""
+    old = node.shape()
+    node.check_size([new.get(axis, size) for axis, size in enumerate(old)], node.floating)
+    for axis, size in new.items():
+        node.check_size((size, old[axis]), torch.float64)
+
+
 def _refuse_ties(node: Node, mode: str, x: _Array) -> None:
     """Refuses to round at ties, where the last digit of what ONNX Runtime computes decides."""
     rounds = mode == "nearest" and node.text("nearest_mode", "round_prefer_floor")[:5] == "round"
@@ -67,6 +76,10 @@ def upsample(node: Node) -> Function:
     scales = [float(s) for s in node.constant(1).tolist()]
     kernel = _linear if node.text("mode", "nearest") == "linear" else _nearest_floor
     matrices = []
+    _check_sizes(
+        node,
+        {axis: _scaled(n, s) for axis, (n, s) in enumerate(zip(node.shape(), scales, strict=True))},
+    )
     for axis, (old, scale) in enumerate(zip(node.shape(), scales, strict=True)):
         new = _scaled(old, scale)
         if new != old:

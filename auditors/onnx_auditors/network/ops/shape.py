@@ -210,6 +210,7 @@ def arithmetic_range(node: Node) -> Function:
     dtype = start.dtype
     if value is None or dtype in {torch.uint16, torch.uint32, torch.uint64}:
         node.refuse("unsigned integers are not covered")
+    node.check_size([count], dtype)
     return lambda: start + torch.arange(count, device=start.device).to(dtype) * delta
 
 
@@ -255,6 +256,7 @@ def pad(node: Node) -> Function:
         node.refuse(f"mode {mode} with pads {pads} is not covered")
     if node.present(2):
         node.constant(2)
+    node.check_size([sum(sizes) for sizes in zip(begin, old, end, strict=True)], node.floating)
     indices = [
         torch.from_numpy(np.pad(np.arange(size), (begin[axis], end[axis]), mode=numpy_mode))
         for axis, size in enumerate(old)

@@ -25,6 +25,7 @@ def cosine_window(node: Node) -> Function:
     periodic = bool(node.integer("periodic", 1))
     dtype = node.dtype(node.integer("output_datatype", 1))
     (size,) = node.constant_ints(0)
+    node.check_size([size], torch.float64)
     angles = 2 * math.pi * np.arange(size) / (size if periodic else size - 1)
     terms = enumerate(_WINDOWS[node.op_type])
     window = torch.from_numpy(np.asarray(sum((-1) ** k * a * np.cos(k * angles) for k, a in terms)))
