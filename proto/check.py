@@ -1,4 +1,4 @@
-"""Checks the schema: buf's lint rules, and no breaking change against the last commit on main."""
+"""Checks the schema: buf's lint rules; no breaking change against the first release, nor main."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from generate import ROOT, include_paths
 from grpc_tools import protoc
 
 BUF = Path(sys.executable).with_name("buf")
+
+
+FIRST_RELEASE = ROOT / "proto" / "first_release.binpb"
+"""Image of the schema of the first release, which every later v1 must go together with."""
 
 
 def build_image(schema: Path, image: Path) -> None:
@@ -57,6 +61,7 @@ def main() -> None:
         image = folder / "new.binpb"
         build_image(ROOT / "proto", image)
         buf("lint", str(image))
+        buf("breaking", str(image), "--against", str(FIRST_RELEASE))
         old = last_schema_on_main(folder)
         if old is None:
             print("proto: no earlier schema to compare with")

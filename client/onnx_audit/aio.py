@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -25,6 +26,7 @@ from google.protobuf.message import Message
 
 from onnx_audit import flows, report_calls, rpc, v1
 from onnx_audit.client import DEFAULT_TARGET
+from onnx_audit.connection import Connection, PathLike, Token
 from onnx_audit.errors import OnnxAuditError, ServiceError, Unavailable
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
@@ -37,6 +39,7 @@ from onnx_audit.rpc import RequestT, ResponseT, Rpc
 from onnx_audit.session import AuditArguments, ModelLike, ProbeSetLike, Session
 from onnx_audit.status import from_rpc_error, require_success, service_error
 from onnx_audit.streams import Download, Watch
+from onnx_audit.tracing import traced
 
 T = TypeVar("T")
 
@@ -51,9 +54,17 @@ class AsyncClient:
     Files are read and digests taken in threads. Create it where the loop runs.
 
     Args:
-        target: Address of the service, host:port.
+        target: Address of the service, host:port; https:// before it asks for TLS.
         timeout: Deadline of one attempt of one call in seconds, as for `Client`.
         retries: When to try again.
+        token: Bearer token, or a function that returns the present one, as for `Client`.
+        tls: Whether to use TLS.
+        ca: File with the authorities of the service's certificate, PEM.
+        certificate: File with a client certificate, PEM.
+        key: File with its private key, PEM.
+
+    Raises:
+        ConfigError: The connection's settings contradict each other, or a file cannot be read.
     """
 
     def __init__(
@@ -62,9 +73,20 @@ class AsyncClient:
         *,
         timeout: float = 30.0,
         retries: RetryPolicy | None = None,
+        token: Token | None = None,
+        tls: bool = False,
+        ca: PathLike | None = None,
+        certificate: PathLike | None = None,
+        key: PathLike | None = None,
     ) -> None:
+        self._connection = Connection(target, token, tls, ca, certificate, key)
         self._session = Session(timeout, retries or RetryPolicy())
-        self._channel = grpc.aio.insecure_channel(target, options=rpc.CHANNEL_OPTIONS)
+        address, credentials = self._connection.address, self._connection.credentials
+        self._channel = (
+            grpc.aio.insecure_channel(address, options=rpc.CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options=rpc.CHANNEL_OPTIONS)
+        )
         self._stubs: dict[type[Any], Any] = {}
 
     async def __aenter__(self) -> Self:
@@ -336,7 +358,8 @@ class AsyncClient:
         if method.stub not in self._stubs:
             self._stubs[method.stub] = method.stub(self._channel)
         bound: Callable[..., Any] = getattr(self._stubs[method.stub], method.method)
-        return bound
+        call = traced(method.span, bound)
+        return functools.partial(call, metadata=self._connection.metadata)
 
 
 async def _invoke(call: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from onnx_audit import flows, report_calls, rpc, v1
+from onnx_audit.connection import Connection, PathLike, Token
 from onnx_audit.errors import OnnxAuditError, ServiceError
 from onnx_audit.files import Progress
 from onnx_audit.flows import Call, Flow, Send, Sleep, Step
@@ -27,6 +29,7 @@ from onnx_audit.rpc import RequestT, ResponseT, Rpc
 from onnx_audit.session import AuditArguments, ModelLike, ProbeSetLike, Session
 from onnx_audit.status import from_rpc_error, require_success, service_error
 from onnx_audit.streams import Download, Watch
+from onnx_audit.tracing import traced
 
 T = TypeVar("T")
 
@@ -40,10 +43,19 @@ class Client:
     again as `retries` says. A client may be shared by threads; close it, or use it in `with`.
 
     Args:
-        target: Address of the service, host:port.
+        target: Address of the service, host:port; https:// before it asks for TLS.
         timeout: Deadline of one attempt of one call in seconds. Transfers get more by their size,
             calls in which the service reads whole files ten times as much.
         retries: When to try again.
+        token: Bearer token, or a function that returns the present one. Without TLS it is sent to
+            this machine alone, unless the target begins with http://.
+        tls: Whether to use TLS; `ca`, `certificate` and https:// ask for it too.
+        ca: File with the authorities of the service's certificate, PEM; by default gRPC's own.
+        certificate: File with a client certificate, PEM, for a service that wants one.
+        key: File with its private key, PEM.
+
+    Raises:
+        ConfigError: The connection's settings contradict each other, or a file cannot be read.
     """
 
     def __init__(
@@ -52,9 +64,20 @@ class Client:
         *,
         timeout: float = 30.0,
         retries: RetryPolicy | None = None,
+        token: Token | None = None,
+        tls: bool = False,
+        ca: PathLike | None = None,
+        certificate: PathLike | None = None,
+        key: PathLike | None = None,
     ) -> None:
+        self._connection = Connection(target, token, tls, ca, certificate, key)
         self._session = Session(timeout, retries or RetryPolicy())
-        self._channel = grpc.insecure_channel(target, options=rpc.CHANNEL_OPTIONS)
+        address, credentials = self._connection.address, self._connection.credentials
+        self._channel = (
+            grpc.insecure_channel(address, options=rpc.CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=rpc.CHANNEL_OPTIONS)
+        )
         self._stubs: dict[type[Any], Any] = {}
 
     def __enter__(self) -> Self:
@@ -430,7 +453,8 @@ class Client:
         if method.stub not in self._stubs:
             self._stubs[method.stub] = method.stub(self._channel)
         bound: Callable[..., Any] = getattr(self._stubs[method.stub], method.method)
-        return bound
+        call = traced(method.span, bound)
+        return functools.partial(call, metadata=self._connection.metadata)
 
 
 def _invoke(function: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ ignored would change what a report means.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,21 +31,28 @@ BUDGETS: Final = {"quick": 100, "standard": 500, "thorough": 2000}
 """Names of budgets of `distortion`, and their gradient evaluations."""
 
 
-def budget(value: object) -> int:
-    """The gradient evaluations of a budget, given by its name or as a number.
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+_LASTING: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh])", re.ASCII)
+
+
+def budget(value: object) -> v1.DistortionConfig:
+    """A configuration with a budget, given by its name, as a number, or as a time such as "10m".
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is none of these.
     """
     text = str(value).strip()
     if text in BUDGETS:
-        return BUDGETS[text]
-    if not text.isascii() or not text.isdigit() or not int(text):
+        return v1.DistortionConfig(budget=BUDGETS[text])
+    if text.isascii() and text.isdigit() and int(text):
+        return v1.DistortionConfig(budget=int(text))
+    lasting = _LASTING.fullmatch(text)
+    if lasting is None or not float(lasting[1]):
         raise ConfigError(
-            f"budget is {value!r}; expected {', '.join(BUDGETS)} or a number of gradient "
-            "evaluations"
+            f"budget is {value!r}; expected {', '.join(BUDGETS)}, a number of gradient "
+            "evaluations, or a time such as 90s, 10m or 2h"
         )
-    return int(text)
+    return v1.DistortionConfig(budget_seconds=float(lasting[1]) * _SECONDS[lasting[2]])
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def load_auditor_configs(path: Path) -> v1.AuditorConfigs:
     """Reads the configurations of auditors from YAML, in the shape of proto3 JSON.
 
     An auditor without settings, as in `lipschitz: {}`, runs with its defaults. The budget of
-    distortion may be a name of `BUDGETS`.
+    distortion may be a name of `BUDGETS`, or a time.
 
     Raises:
         ConfigError: A field is unknown or has a value of the wrong kind.
@@ -78,7 +86,11 @@ def load_auditor_configs(path: Path) -> v1.AuditorConfigs:
     distortion = content.get("distortion", {})
     if isinstance(distortion.get("budget"), str):
         try:
-            content["distortion"] = distortion | {"budget": budget(distortion["budget"])}
+            given = json_format.MessageToDict(
+                budget(distortion["budget"]), preserving_proto_field_name=True
+            )
+            kept = {name: value for name, value in distortion.items() if name != "budget"}
+            content["distortion"] = kept | given
         except ConfigError as error:
             raise ConfigError(f"{path}: distortion.{error}") from error
     try:

@@ -22,6 +22,17 @@ _DRAIN_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.05
 _LOG_LINES: Final = 20
+# Settings of services for others, and credentials for them: this one serves this process alone.
+_NOT_PASSED_ON: Final = (
+    "ONNX_AUDIT_AUTH",
+    "ONNX_AUDIT_HTTP_TLS",
+    "ONNX_AUDIT_OIDC_ISSUER",
+    "ONNX_AUDIT_TLS_CERT",
+    "ONNX_AUDIT_TLS_CLIENT_CA",
+    "ONNX_AUDIT_TLS_KEY",
+    "ONNX_AUDIT_TOKEN",
+    "ONNX_AUDIT_TOKEN_FILE",
+)
 
 
 class EmbeddedServiceError(OnnxAuditError):
@@ -123,6 +134,7 @@ class EmbeddedService:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
+                    env={n: v for n, v in os.environ.items() if n not in _NOT_PASSED_ON},
                     # Ctrl-C is for the client, which cancels the audit before it stops the service.
                     start_new_session=True,
                 )

@@ -102,6 +102,14 @@ class ResourceExhausted(ServiceError):  # noqa: N818
     """A limit is reached (RESOURCE_EXHAUSTED)."""
 
 
+class Unauthenticated(ServiceError):  # noqa: N818
+    """The service does not know who calls (UNAUTHENTICATED)."""
+
+
+class PermissionDenied(ServiceError):  # noqa: N818
+    """The caller may not do this (PERMISSION_DENIED)."""
+
+
 class DeadlineExceeded(ServiceError):  # noqa: N818
     """The service did not answer in time (DEADLINE_EXCEEDED)."""
 

@@ -32,6 +32,8 @@ T = TypeVar("T")
 # A transfer slower than this is taken for a dead connection, and then resumed.
 SLOWEST_BYTES_PER_SECOND: Final = 256 * 1024
 _DIGESTS_PER_REQUEST: Final = 1000
+# A first one may come from somebody else who uploads the same content.
+_MISMATCHES: Final = 2
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,16 @@ def upload_blob(blob: LocalBlob, policy: RetryPolicy, progress: Progress | None)
     """Uploads a file; after a break it goes on where the service's stored part ends."""
     attempts = Attempts(policy)
     furthest = 0
+    mismatches = 0
     while True:
         try:
-            status: v1.QueryWriteStatusResponse = yield Call(
-                rpc.QUERY_WRITE_STATUS, v1.QueryWriteStatusRequest(sha256=blob.sha256)
-            )
+            # Servers behind one address know of each other's finished uploads alone: where one says
+            # how far the upload is and another one is to go on, only a new beginning helps.
+            status = v1.QueryWriteStatusResponse()
+            if mismatches < _MISMATCHES:
+                status = yield Call(
+                    rpc.QUERY_WRITE_STATUS, v1.QueryWriteStatusRequest(sha256=blob.sha256)
+                )
             if status.complete:
                 break
             if status.committed_size > furthest:
@@ -118,6 +125,7 @@ def upload_blob(blob: LocalBlob, policy: RetryPolicy, progress: Progress | None)
                 f"of {blob.size}",
             )
         except ServiceError as error:
+            mismatches += error.reason == "WRITE_OFFSET_MISMATCH"
             yield Sleep(attempts.delay_after(error, repeatable=_can_resume(error)))
     if progress is not None:
         progress(blob.label, blob.size, blob.size)

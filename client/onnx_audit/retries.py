@@ -24,12 +24,15 @@ class RetryPolicy:
         initial_delay: Seconds before the second attempt.
         multiplier: Growth of the delay from one attempt to the next.
         max_delay: Longest delay in seconds, unless the service asks for a longer one.
+        patience: Longest delay in seconds that the service may ask for; an answer that asks for
+            more, as of a full store, is not tried again.
     """
 
     attempts: int = 7
     initial_delay: float = 0.25
     multiplier: float = 2.0
     max_delay: float = 8.0
+    patience: float = 60.0
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.initial_delay < 0 or self.multiplier < 1:
@@ -66,6 +69,11 @@ class Attempts:
         """
         self._failures += 1
         retriable = repeatable or isinstance(error, Unavailable) or error.retry_delay is not None
-        if not retriable or self._failures >= self._policy.attempts:
+        asked = error.retry_delay or 0.0
+        if (
+            not retriable
+            or self._failures >= self._policy.attempts
+            or asked > self._policy.patience
+        ):
             raise error
-        return max(self._policy.delay(self._failures), error.retry_delay or 0.0)
+        return max(self._policy.delay(self._failures), asked)

@@ -39,6 +39,11 @@ class Rpc(Generic[RequestT, ResponseT]):
     method: str
     patience: float = 1.0
 
+    @property
+    def span(self) -> str:
+        """What a span of the call is named."""
+        return f"{self.stub.__name__.removesuffix('Stub')}/{self.method}"
+
 
 FIND_MISSING = Rpc[v1.FindMissingRequest, v1.FindMissingResponse](BlobServiceStub, "FindMissing")
 QUERY_WRITE_STATUS = Rpc[v1.QueryWriteStatusRequest, v1.QueryWriteStatusResponse](

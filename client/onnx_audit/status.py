@@ -24,6 +24,8 @@ _CLASSES: Final[dict[str, type[errors.ServiceError]]] = {
     "UNIMPLEMENTED": errors.Unimplemented,
     "UNAVAILABLE": errors.Unavailable,
     "RESOURCE_EXHAUSTED": errors.ResourceExhausted,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.PermissionDenied,
     "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
     "CANCELLED": errors.Cancelled,
     "DATA_LOSS": errors.DataLoss,
@@ -81,6 +83,9 @@ def from_rpc_error(error: grpc.RpcError) -> errors.ServiceError:
         status = grpc_status.rpc_status.from_call(call)
     except ValueError:  # details that contradict the status line say nothing reliable
         status = None
+    if status is None and call.code() is grpc.StatusCode.CANCELLED:
+        # Not the service's answer but gRPC's, to a call that came while the server was stopping.
+        return service_error("UNAVAILABLE", "the server was stopping")
     details = read_details(list(status.details)) if status is not None else None
     return service_error(call.code().name, call.details() or "no explanation given", details)
 

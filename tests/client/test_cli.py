@@ -294,7 +294,8 @@ def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Pa
     run_audit(address, files, "--target-class", 0, "--methods", "lbfgs,projected")
     run_audit(address, files, "--config", config)
     run_audit(address, files, "--config", config, "--target-mode", "every-other-class")
-    asked = [ready.audits[f"audits/{number}"].auditors.distortion for number in range(1, 5)]
+    run_audit(address, files, "--config", config, "--budget", "10m")
+    asked = [ready.audits[f"audits/{number}"].auditors.distortion for number in range(1, 6)]
     given, every = v1.TARGET_MODE_GIVEN, v1.TARGET_MODE_EVERY_OTHER_CLASS
     methods = [v1.SEARCH_METHOD_LBFGS, v1.SEARCH_METHOD_PROJECTED]
     assert asked == [
@@ -302,6 +303,7 @@ def test_options_of_distortion(ready: FakeService, address: str, files: tuple[Pa
         v1.DistortionConfig(target_mode=given, target_class=0, methods=methods),
         v1.DistortionConfig(budget=100, target_mode=given, target_class=3),
         v1.DistortionConfig(budget=100, target_mode=every),
+        v1.DistortionConfig(budget_seconds=600, target_mode=given, target_class=3),
     ]
 
 
@@ -496,7 +498,7 @@ def test_interrupt_cancels_the_audit(tmp_path: Path, files: tuple[Path, Path]) -
         assert any("running" in line for line in lines)
         process.send_signal(signal.SIGINT)
         rest = list(lines)
-        assert process.wait(30) == 3
+        assert process.wait(30) == 3, rest
     assert any("cancelling audits/1" in line for line in rest)
     assert any("was cancelled" in line for line in rest)
 

@@ -18,6 +18,7 @@ from tests.client.models import write_model
 
 from onnx_audit import errors, v1
 from onnx_audit.files import CHUNK_BYTES
+from onnx_audit.status import from_rpc_error
 
 BIG = 3 * CHUNK_BYTES + 12345
 
@@ -160,7 +161,7 @@ def test_unreachable_service_is_unavailable(kind: str) -> None:
         (grpc.StatusCode.CANCELLED, errors.Cancelled),
         (grpc.StatusCode.DATA_LOSS, errors.DataLoss),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.ServiceError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDenied),
     ],
 )
 def test_codes_become_exceptions_and_are_not_retried(
@@ -173,6 +174,22 @@ def test_codes_become_exceptions_and_are_not_retried(
     assert type(caught.value) is kind
     assert caught.value.code == code.name
     assert service.calls == ["GetAudit"]
+
+
+def test_a_call_that_a_stopping_server_drops_is_repeated() -> None:
+    """GRPC then answers CANCELLED, without a word of the service."""
+
+    class Dropped(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.CANCELLED
+
+        def details(self) -> str:
+            return "CANCELLED"
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+    assert isinstance(from_rpc_error(Dropped()), errors.Unavailable)
 
 
 def test_details_of_an_error_are_read(service: FakeService, client: Any) -> None:

@@ -82,12 +82,32 @@ def test_auditor_file_is_proto_json_in_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "budget", "seconds"),
+    [
+        ("quick", 100, 0.0),
+        ("'50'", 50, 0.0),
+        ("90s", 0, 90.0),
+        ("1.5m", 0, 90.0),
+        ("2h", 0, 7200.0),
+    ],
+)
+def test_budgets_by_name_and_time(tmp_path: Path, text: str, budget: int, seconds: float) -> None:
+    """A budget is a name, a number of evaluations, or a length of time."""
+    path = tmp_path / "audit.yaml"
+    path.write_text(f"distortion: {{budget: {text}, max_probes: 4}}")
+    assert load_auditor_configs(path).distortion == v1.DistortionConfig(
+        budget=budget, budget_seconds=seconds, max_probes=4
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("distorsion: {}", "in the file: unknown field 'distorsion'; did you mean distortion"),
         ("distortion: {bugdet: 5}", "in distortion: unknown field 'bugdet'; did you mean budget"),
         ("distortion: {norms: [NORM_L3]}", "distortion.norms: unknown value 'NORM_L3'"),
         ("distortion: {budget: many}", "budget"),
+        ("distortion: {budget: 0s}", "budget is '0s'; expected .* a time such as 90s"),
         ("distortion: 7", "distortion is 7; expected the fields of DistortionConfig"),
         ("- distortion", "expected fields with values, found list"),
         ("distortion: {", "not a readable YAML file"),

@@ -10,15 +10,7 @@ from typing import Any, Final
 
 import click
 
-from onnx_audit.cli.attest import attest, verify
-from onnx_audit.cli.audits import audits
-from onnx_audit.cli.compare import compare
-from onnx_audit.cli.demo import demo
-from onnx_audit.cli.gate import gate
-from onnx_audit.cli.policy import policy
-from onnx_audit.cli.report import report
-from onnx_audit.cli.resources import models, probes, upload
-from onnx_audit.cli.run import run
+from onnx_audit.cli import tracing
 from onnx_audit.errors import ConfigError, ModelFileError, OnnxAuditError, ProbeError
 from onnx_audit.version import __version__
 
@@ -28,23 +20,40 @@ SERVICE_ERROR: Final = 3
 INTERRUPTED: Final = 128 + signal.SIGINT
 TERMINATED: Final = 128 + signal.SIGTERM
 
+_COMMANDS: Final = {
+    **{name: name for name in ("attest", "audits", "compare", "demo", "gate", "policy", "report")},
+    **dict.fromkeys(("models", "probes", "upload"), "resources"),
+    "run": "run",
+    "verify": "attest",
+}
+"""The module of each command of the client; a service that starts waits for none of them."""
+
 # Commands of the server extra, with their help for where it is not installed.
 _SERVER_COMMANDS: Final = {
     "serve": "Run the service: gRPC API, metrics, and a worker.",
+    "tokens": "Make, list and revoke API tokens of a service.",
     "worker": "Run shards of audits for a service elsewhere.",
+    "migrate": "Bring the database to the form that this version needs.",
+    "gc": "Remove what has expired.",
 }
 
 
 class Commands(click.Group):
     """A group whose errors become exit statuses, and to which installed packages add commands."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - as click calls it
         """All commands, those of the server extra included."""
-        return sorted({*super().list_commands(ctx), *_SERVER_COMMANDS, *_plugins()})
+        return sorted({*_COMMANDS, *_SERVER_COMMANDS, *_plugins()})
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command; the server's are loaded when they are asked for."""
-        if (command := super().get_command(ctx, cmd_name)) is not None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - as click calls it
+        cmd_name: str,
+    ) -> click.Command | None:
+        """A command, loaded when it is asked for."""
+        if cmd_name in _COMMANDS:
+            module = importlib.import_module(f"onnx_audit.cli.{_COMMANDS[cmd_name]}")
+            command: click.Command = getattr(module, cmd_name)
             return command
         plugin = _plugins().get(cmd_name)
         if plugin is None:
@@ -127,12 +136,7 @@ def cli() -> None:
     An audit takes a model and probe inputs, finds the smallest changes that change the model's
     answers, and writes a report. Without --server everything runs on this machine.
     """
-
-
-for _command in (
-    *(attest, audits, compare, demo, gate, models, policy, probes, report, run, upload, verify),
-):
-    cli.add_command(_command)
+    tracing.configure()
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -36,9 +36,12 @@ def distortion_options(command: CommandT) -> CommandT:
 
 
 def _taken(given: dict[str, Any]) -> v1.DistortionConfig:
+    budget = given.pop("budget")
     config = v1.DistortionConfig(
         **{name: value for name in _FLAGS if (value := given.pop(name)) is not None}
     )
+    if budget is not None:
+        config.MergeFrom(budget)
     _split_hidden(config)
     if config.HasField("target_class"):
         if config.target_mode:
@@ -67,9 +70,12 @@ def apply(options: v1.DistortionConfig, configs: v1.AuditorConfigs) -> None:
     if not fields:
         return
     if not configs.HasField("distortion"):
-        flag = next(iter(fields)).replace("_", "-")
+        flag = next(iter(fields)).removesuffix("_seconds").replace("_", "-")
         raise ConfigError(f"--{flag} is a setting of distortion, which does not run")
     kept = {field.name: value for field, value in configs.distortion.ListFields()}
+    if options.budget or options.budget_seconds:
+        kept.pop("budget", None)
+        kept.pop("budget_seconds", None)
     if options.target_mode:
         kept.pop("target_class", None)
     if options.hidden_count or options.hidden_values:
@@ -78,7 +84,9 @@ def apply(options: v1.DistortionConfig, configs: v1.AuditorConfigs) -> None:
     configs.distortion.CopyFrom(v1.DistortionConfig(**(kept | fields)))
 
 
-def _budget(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+def _budget(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> v1.DistortionConfig | None:
     if value is None:
         return None
     try:
@@ -88,7 +96,7 @@ def _budget(_context: click.Context, _parameter: click.Parameter, value: str | N
 
 
 _FLAGS: Final = (
-    "norms", "budget", "target_mode", "target_class", "methods", "max_probes", "black_box_runs",
+    "norms", "target_mode", "target_class", "methods", "max_probes", "black_box_runs",
     "hidden_values", "noise", "noise_draws", "exact_probes",
 )  # fmt: skip
 _OPTIONS: Final = (
@@ -100,11 +108,12 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--budget",
-        metavar="NAME|N",
+        metavar="NAME|N|TIME",
         callback=_budget,
         help="Gradient evaluations of distortion per probe, norm and class aimed at: "
         + ", ".join(f"{name} ({count:,})" for name, count in BUDGETS.items())
-        + " or a number.  [default: standard]",
+        + ", a number, or what a time such as 10m allows on the machine that runs it.  "
+        "[default: standard]",
     ),
     click.option(
         "--target-mode",

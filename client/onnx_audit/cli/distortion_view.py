@@ -80,11 +80,12 @@ def _summary(section: v1.DistortionSection) -> list[tuple[str, str]]:
         v1.SearchMethod.Name(method).removeprefix("SEARCH_METHOD_").lower()
         for method in config.methods
     )
+    allowed = f", what {config.budget_seconds:g} s allow" if config.budget_seconds else ""
     each = "probe, norm and class" if _every(section) else "probe and norm"
     facts = [
         ("clean accuracy", estimate_text(accuracy)),
         ("probes", f"{section.probe_count}, of which {section.misclassified} misclassified"),
-        ("search", f"{methods}: {config.budget} gradient evaluations per {each}"),
+        ("search", f"{methods}: {config.budget} gradient evaluations per {each}{allowed}"),
         ("aim", target_text(config)),
     ]
     if section.HasField("vanishing_gradients"):

@@ -6,13 +6,14 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from onnx_audit import v1
+from onnx_audit.cli.access import ACCESS_OPTIONS, access_taken
 from onnx_audit.client import Client
 from onnx_audit.configs import input_spec, load_input_spec, merged
 from onnx_audit.embedded import EmbeddedService, default_data_folder
@@ -102,16 +103,18 @@ class Connection:
     Attributes:
         server: Address of a service, or None for a service of our own.
         data: Data folder of a service of our own.
+        access: Further arguments of the client of a service that runs already.
     """
 
     server: str | None
     data: Path
+    access: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Client]:
         """A client of the service, which is started first if it is ours."""
         if self.server is not None:
-            with Client(self.server) as client:
+            with Client(self.server, **self.access) as client:
                 yield client
             return
         with EmbeddedService(self.data) as service, Client(service.target) as client:
@@ -123,14 +126,15 @@ class Connection:
 
 
 def connection_options(command: CommandT) -> CommandT:
-    """Adds --server and --data, joined into the parameter `connection`."""
+    """Adds --server and its company, and --data, joined into the parameter `connection`."""
     options = (
         click.option(
             "--server",
             metavar="HOST:PORT",
             envvar="ONNX_AUDIT_SERVER",
             show_envvar=True,
-            help="Service to use; without it one is started on this machine for the command.",
+            help="Service to use, with https:// before it for TLS; without one, one is started on "
+            "this machine for the command.",
         ),
         click.option(
             "--data",
@@ -143,9 +147,10 @@ def connection_options(command: CommandT) -> CommandT:
 
     def take(given: dict[str, Any]) -> Connection:
         server, data = given.pop("server"), given.pop("data")
-        return Connection(server or None, data or default_data_folder())
+        access = access_taken(given)
+        return Connection(server or None, data or default_data_folder(), access if server else {})
 
-    return joined_options(command, "connection", options, take)
+    return joined_options(command, "connection", (*options, *ACCESS_OPTIONS), take)
 
 
 def spec_options(command: CommandT) -> CommandT:

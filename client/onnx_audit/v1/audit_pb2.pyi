@@ -210,6 +210,8 @@ class Audit(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     POLICY_RESULT_FIELD_NUMBER: _builtins.int
     FRESH_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output: `audits/{id}`."""
     display_name: _builtins.str
@@ -234,6 +236,14 @@ class Audit(_message.Message):
     """
     fresh: _builtins.bool
     """Compute every section anew, even where an earlier audit has computed the same one."""
+    principal: _builtins.str
+    """Output: who has started it, kind and name, such as `token:ci`; "anonymous" where the service asks
+    nobody who they are.
+    """
+    traceparent: _builtins.str
+    """Output: W3C trace context of the call that it came with: `00-{trace}-{span}-{flags}`. The lines
+    of the service's logs that are about the audit carry the trace's id.
+    """
     @_builtins.property
     def input_spec(self) -> _probe_set_pb2.InputSpec:
         """How probes map to the model's input; what is left out is worked out where it is safe to, and
@@ -310,10 +320,12 @@ class Audit(_message.Message):
         baseline: _builtins.str = ...,
         policy_result: _policy_pb2.PolicyResult | None = ...,
         fresh: _builtins.bool = ...,
+        principal: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input_spec", b"input_spec", "linear_head", b"linear_head", "policy", b"policy", "policy_result", b"policy_result", "progress", b"progress", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "baseline", b"baseline", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "fresh", b"fresh", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "policy", b"policy", "policy_result", b"policy_result", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auditors", b"auditors", "baseline", b"baseline", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "fresh", b"fresh", "input_spec", b"input_spec", "input_spec_notes", b"input_spec_notes", "last_sequence", b"last_sequence", "linear_head", b"linear_head", "model", b"model", "name", b"name", "policy", b"policy", "policy_result", b"policy_result", "principal", b"principal", "probe_set", b"probe_set", "progress", b"progress", "report_digest", b"report_digest", "seed", b"seed", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "traceparent", b"traceparent", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,8 +79,9 @@ class WriteRequest(_message.Message):
     sha256: _builtins.str
     """Digest of the whole blob; required in the first message, ignored in later ones."""
     write_offset: _builtins.int
-    """Offset of this chunk's first byte: for the first message what QueryWriteStatus says (0 for a
-    new upload), for later ones where the previous chunk ended.
+    """Offset of this chunk's first byte: for the first message what QueryWriteStatus says, or 0, which
+    begins anew; for later ones where the previous chunk ended. An upload that broke is known to the
+    server that took it alone: behind an address with several servers, begin anew after OUT_OF_RANGE.
     """
     data: _builtins.bytes
     """At most 2 MiB of content; may be empty when finish_write is set."""

@@ -222,6 +222,7 @@ class DistortionConfig(_message.Message):
     NOISE_FIELD_NUMBER: _builtins.int
     NOISE_DRAWS_FIELD_NUMBER: _builtins.int
     EXACT_PROBES_FIELD_NUMBER: _builtins.int
+    BUDGET_SECONDS_FIELD_NUMBER: _builtins.int
     budget: _builtins.int
     """Gradient evaluations per probe, norm and class aimed at, (forward + backward rows) / 2; 0
     means 500. At most 100,000.
@@ -246,6 +247,11 @@ class DistortionConfig(_message.Message):
     exact_probes: _builtins.int
     """Probes for which the exact optimum is worked out, drawn with the audit's seed, where the model is
     small enough; not set means 32, 0 none.
+    """
+    budget_seconds: _builtins.float
+    """Seconds that the searches of all shards may take together, where `budget` is 0: it becomes what
+    short trials on the machine that plans the audit say fits. Noise, exact optima and searches
+    without gradients at rows where they fail come on top. At most 604,800 (a week).
     """
     @_builtins.property
     def norms(self) -> _containers.RepeatedScalarFieldContainer[_estimate_pb2.Norm.ValueType]:
@@ -280,10 +286,11 @@ class DistortionConfig(_message.Message):
         noise: _abc.Iterable[Global___NoiseKind.ValueType] | None = ...,
         noise_draws: _builtins.int = ...,
         exact_probes: _builtins.int | None = ...,
+        budget_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes", "_target_class", b"_target_class", "exact_probes", b"exact_probes", "target_class", b"target_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes", "_target_class", b"_target_class", "black_box_runs", b"black_box_runs", "budget", b"budget", "exact_probes", b"exact_probes", "hidden_count", b"hidden_count", "hidden_values", b"hidden_values", "max_probes", b"max_probes", "methods", b"methods", "noise", b"noise", "noise_draws", b"noise_draws", "norms", b"norms", "target_class", b"target_class", "target_mode", b"target_mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes", "_target_class", b"_target_class", "black_box_runs", b"black_box_runs", "budget", b"budget", "budget_seconds", b"budget_seconds", "exact_probes", b"exact_probes", "hidden_count", b"hidden_count", "hidden_values", b"hidden_values", "max_probes", b"max_probes", "methods", b"methods", "noise", b"noise", "noise_draws", b"noise_draws", "norms", b"norms", "target_class", b"target_class", "target_mode", b"target_mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exact_probes: _TypeAlias = _typing.Literal["exact_probes"]  # noqa: Y015
     _WhichOneofArgType__exact_probes: _TypeAlias = _typing.Literal["_exact_probes", b"_exact_probes"]  # noqa: Y015

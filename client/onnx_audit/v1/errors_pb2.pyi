@@ -70,6 +70,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The user cancelled the audit."""
     ERROR_REASON_BOUNDS_CROSSED: _ErrorReason.ValueType  # 23
     """A proved bound and a confirmed example contradict each other: one of the two is wrong."""
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 24
+    """The caller did not say who they are, or is not known; the message says how to."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 25
+    """The caller is known, but may not do this; metadata has the principal and the scope needed."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 26
+    """A quota is used up; metadata has quota, limit and used, google.rpc.RetryInfo when to try again."""
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 30
+    """The database or the blob store is out of reach; google.rpc.RetryInfo says when to try again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every error carries a google.rpc.ErrorInfo with domain "onnx-audit" and, as its reason, one of
@@ -124,4 +132,12 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 22
 """The user cancelled the audit."""
 ERROR_REASON_BOUNDS_CROSSED: ErrorReason.ValueType  # 23
 """A proved bound and a confirmed example contradict each other: one of the two is wrong."""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 24
+"""The caller did not say who they are, or is not known; the message says how to."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 25
+"""The caller is known, but may not do this; metadata has the principal and the scope needed."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 26
+"""A quota is used up; metadata has quota, limit and used, google.rpc.RetryInfo when to try again."""
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 30
+"""The database or the blob store is out of reach; google.rpc.RetryInfo says when to try again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
