@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,15 @@ ROOT = Path(__file__).resolve().parent.parent
 class ServiceProcess:
     """A server (or worker) process on a data folder of its own."""
 
-    def __init__(self, data: Path, *arguments: str, command: str = "serve") -> None:
+    def __init__(
+        self,
+        data: Path,
+        *arguments: str,
+        command: str = "serve",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = data
+        self._environment = dict(environment or {})
         self._command = command
         self._arguments = arguments
         self.log_file = data.parent / f"{data.name}.log"
@@ -56,7 +63,7 @@ class ServiceProcess:
                 [*command, *self._arguments],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=os.environ | self._environment | {"PYTHONPATH": os.pathsep.join(paths)},
             )
         deadline = time.monotonic() + START_SECONDS
         while not ready.exists():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
+
+from onnx_audit_server.redact import redact
 
 
 def configure(level: str) -> None:
@@ -24,9 +27,13 @@ def configure(level: str) -> None:
     )
     terminal = sys.stderr.isatty()
     final: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(), _without_secrets]
         if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+            _without_secrets,
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -44,6 +51,11 @@ def configure(level: str) -> None:
         library.handlers[:] = [logging.NullHandler()]
         library.propagate = True
         library.setLevel(logging.WARNING)
+
+
+def _without_secrets(_logger: object, _method: str, rendered: Any) -> str:  # noqa: ANN401 - as structlog calls it
+    """The last of the processors: takes secrets out of the whole line, tracebacks included."""
+    return redact(str(rendered))
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
-from onnx_audit_server.settings import Settings, default_data_dir
+from onnx_audit_server import maintenance
+from onnx_audit_server.access.commands import tokens
+from onnx_audit_server.access.options import access_options
+from onnx_audit_server.options import SERVICE_ERROR, USAGE_ERROR, read_settings, store_options
 
-USAGE_ERROR = 2
-SERVICE_ERROR = 3
 ENVIRONMENT = (
     "Every option can be set in the environment too: --data is ONNX_AUDIT_DATA, --listen is "
     "ONNX_AUDIT_LISTEN, and so on."
@@ -25,27 +26,22 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that every process of the service has."""
     options = [
         click.option(
-            "--data",
-            type=click.Path(file_okay=False, path_type=Path),
-            help=f"Folder for database, blobs and scratch space.  [default: {default_data_dir()}]",
-        ),
-        click.option(
-            "--database-url",
-            help="Records and queue, such as postgresql+psycopg://user@host/db.  "
-            "[default: SQLite in the data folder]",
-        ),
-        click.option(
-            "--blob-url",
-            help="Blob store, such as s3://bucket/prefix.  [default: the data folder]",
-        ),
-        click.option(
             "--http",
             help="Address of the console, /metrics and /healthz, or none.  "
             "[default: 127.0.0.1:9464]",
         ),
-        click.option("--worker-name", help="Stable name of the worker.  [default: local]"),
-        click.option("--slots", type=int, help="Shards that run at once.  [default: 1]"),
-        click.option("--device", help="cpu, cuda or cuda:N.  [default: cpu]"),
+        click.option(
+            "--health",
+            help="Address of a plaintext gRPC port for health checks alone, or none.  "
+            "[default: none]",
+        ),
+        click.option(
+            "--worker-name", help="Name of the worker, its own on this database.  [default: local]"
+        ),
+        click.option(
+            "--slots", type=int, help="Shards that run at once.  [default: one per device]"
+        ),
+        click.option("--device", help="cpu, cuda (all visible) or cuda:N.  [default: cpu]"),
         click.option("--threads", type=int, help="CPU threads of a shard.  [default: all]"),
         click.option(
             "--drain-timeout",
@@ -69,7 +65,8 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             "process as a part of its own.",
         ),
     ]
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    added = functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    return store_options(added)
 
 
 @click.command(
@@ -81,6 +78,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     "\n" + ENVIRONMENT
 )
 @common_options
+@access_options
 @click.option("--listen", help="Address of the gRPC server.  [default: 127.0.0.1:50051]")
 @click.option("--no-worker", is_flag=True, help="Serve the API alone; run `worker` elsewhere.")
 @click.option("--no-reflection", is_flag=True, help="Do not describe the API to tools.")
@@ -102,30 +100,32 @@ def serve(no_worker: bool, no_reflection: bool, **options: Any) -> None:  # noqa
     "\n" + ENVIRONMENT
 )
 @common_options
+@access_options
 def worker(**options: Any) -> None:  # noqa: ANN401 - as click gives them
     """Run a worker alone; it takes work from the database that servers share with it."""
     _run(options, api=False, worker=True)
 
 
 def _run(options: dict[str, Any], *, api: bool, worker: bool) -> None:
+    # What is made while a process starts stays; to look for garbage among it takes a quarter of the
+    # start. `service.run` ends the pause.
+    gc.disable()
     # The stores and queues are heavy; --help should not wait for them.
     from onnx_audit_server import service  # noqa: PLC0415
+    from onnx_audit_server.access.certificates import CertificateError  # noqa: PLC0415
+    from onnx_audit_server.access.exposure import ExposedError  # noqa: PLC0415
 
     ready_file = options.pop("ready_file")
     stop_on_eof = options.pop("stop_on_eof")
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            click.echo(f"Error: setting {name}: {problem['msg']}", err=True)
-        sys.exit(USAGE_ERROR)
+    settings = read_settings(options)
     try:
         service.run(
             settings, api=api, worker=worker, ready_file=ready_file, stop_on_eof=stop_on_eof
         )
-    except (service.FolderInUseError, OSError, RuntimeError) as error:
+    except (ExposedError, CertificateError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(USAGE_ERROR)
+    except (service.FolderInUseError, service.WorkerNameInUseError, OSError, RuntimeError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(SERVICE_ERROR)
 
@@ -137,3 +137,6 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(worker)
+main.add_command(maintenance.migrate)
+main.add_command(maintenance.gc)
+main.add_command(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -31,26 +32,40 @@ from onnx_audit.v1 import (
     probe_set_pb2,
     probe_set_pb2_grpc,
 )
-from onnx_audit_server import logs, metrics
+from onnx_audit_server import logs, metrics, tracing
+from onnx_audit_server.access.certificates import CertificateFiles, server_credentials
+from onnx_audit_server.access.exposure import check_exposure
+from onnx_audit_server.access.guard import Guard
+from onnx_audit_server.access.ledger import Ledger
+from onnx_audit_server.access.quotas import ProcessQuotas
 from onnx_audit_server.api.audits import AuditServicer
 from onnx_audit_server.api.blobs import BlobServicer
-from onnx_audit_server.api.interceptor import Interceptor
+from onnx_audit_server.api.interceptor import Gate, Interceptor
 from onnx_audit_server.api.models import ModelServicer
 from onnx_audit_server.api.probe_sets import ProbeSetServicer
+from onnx_audit_server.collectors import DeviceCollector, FolderCollector
+from onnx_audit_server.health import OFF, HealthPort
 from onnx_audit_server.http import HttpServer
+from onnx_audit_server.http.access import Access
 from onnx_audit_server.http.console import Console
 from onnx_audit_server.jobs import queue
+from onnx_audit_server.jobs.devices import Slots, devices, kind
 from onnx_audit_server.jobs.events import EventTail
+from onnx_audit_server.jobs.lease import Lease, WorkerNameInUseError
+from onnx_audit_server.jobs.patience import Patience
 from onnx_audit_server.jobs.pool import RunnerPool
 from onnx_audit_server.jobs.reuse import StoredSections
 from onnx_audit_server.jobs.steps import AuditSteps
 from onnx_audit_server.jobs.tasks import TaskExecutor
 from onnx_audit_server.jobs.workflow import Worker
+from onnx_audit_server.retention.janitor import Janitor
 from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
-from onnx_audit_server.store.database import connect, migrate
+from onnx_audit_server.store.database import connect, migrate, require_current
 from onnx_audit_server.store.records import Records
 from onnx_audit_server.store.sections import SectionRecords
+from onnx_audit_server.store.uses import Uses
+from onnx_audit_server.store.workers import WorkerRecords
 
 SERVICES = {
     service.full_name: [f"/{service.full_name}/{method.name}" for method in service.methods]
@@ -64,8 +79,15 @@ THREADS = 32
 """Threads for calls that wait for the database, the disk or a runner."""
 GRACE = 5.0
 """Seconds that RPCs have to end once the worker has drained."""
+START_PATIENCE = 60.0
+"""Seconds that a process which starts waits for its database."""
+LOST = 75
+"""Exit status of a process whose work others have taken over: start it again."""
 
 log = logs.get(__name__)
+
+
+__all__ = ["FolderInUseError", "Service", "WorkerNameInUseError", "run"]
 
 
 class FolderInUseError(Exception):
@@ -79,34 +101,55 @@ class Service:
         """Opens the stores.
 
         Raises:
+            CertificateError: The files of TLS are not what they should be.
+            ExposedError: An address would be open to everybody.
             FolderInUseError: Another worker of this name runs on the data folder.
         """
         self._settings = settings
+        check_exposure(settings, api=api)
+        self._certificates = CertificateFiles(settings) if settings.tls_cert else None
         settings.data.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(settings) if worker else None
-        engine = connect(settings.records_url)
-        migrate(engine)
-        queue.migrate(settings.records_url)
+        engine = open_database(settings)
         self._records = Records(engine)
-        self._blobs = BlobStore(settings.data, settings.blob_url)
+        uses = Uses(engine, settings.retain_blobs)
+        self._blobs = BlobStore(settings.data, settings.blob_url, uses, settings.cache_bytes)
         self._queue = queue.JobQueue(engine)
+        self._janitor = Janitor(settings, engine, self._blobs, self._queue) if api else None
+        self._guard = Guard(settings, engine)
+        self._quotas = ProcessQuotas(settings)
+        self._ledger = Ledger(settings, engine)
         name = settings.worker_name if worker else f"api-{os.getpid()}"
-        self._pool = RunnerPool(settings, name, keep=settings.slots if worker else 0)
+        places = devices(settings) if worker else []
+        self._pool = RunnerPool(settings, name, keep=len(places))
         self._draining = False
+        self._lost = False
         self._tail = EventTail(self._records)
-        self._worker = self._make_worker(engine) if worker else None
+        self._worker = self._make_worker(engine, places) if worker else None
+        metrics.SLOTS.set(len(places))
+        metrics.REGISTRY.register(DeviceCollector())
+        metrics.REGISTRY.register(FolderCollector(settings.data))
         self._health = HealthServicer()
+        self._health_port = (
+            HealthPort(settings.health, self._health) if settings.health != OFF else None
+        )
         self._server = self._make_server() if api else None
         self._http = self._make_http(api=api) if settings.http != "none" else None
 
     async def run(
         self, ready: Callable[[dict[str, str | None]], None], *, stop_on_eof: bool
-    ) -> None:
+    ) -> int:
         """Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 
         Args:
             ready: Called with the addresses once everything answers.
             stop_on_eof: Whether the end of standard input counts as SIGTERM.
+
+        Returns:
+            The exit status: 0, or LOST.
+
+        Raises:
+            WorkerNameInUseError: Another worker of this name shares the database.
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -122,32 +165,55 @@ class Service:
             loop.add_signal_handler(number, on_signal)
         if stop_on_eof:
             call_on_eof(lambda: loop.call_soon_threadsafe(stop.set))
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.start)
-        addresses = {"grpc": await self._start_server(), "http": None}
-        if self._http is not None:
-            addresses["http"] = await self._http.start()
-        if self._lock is not None:
-            note_holder(self._lock, addresses["grpc"])
+
+        def on_lost() -> None:
+            self._lost = True
+            loop.call_soon_threadsafe(stop.set)
+
+        addresses = await self._start(on_lost)
         log.info("serving", **addresses)
         ready(addresses)
         await stop.wait()
         await self._drain()
+        return LOST if self._lost else 0
 
-    def _make_worker(self, engine: sa.Engine) -> Worker:
-        executor = TaskExecutor(self._settings, self._records, self._blobs, self._pool)
-        sections = StoredSections(SectionRecords(engine), self._blobs)
-        steps = AuditSteps(self._records, self._blobs, sections)
-        return Worker(self._settings, self._queue, executor, steps)
+    async def _start(self, on_lost: Callable[[], None]) -> dict[str, str | None]:
+        """Starts all parts; returns the addresses."""
+        if self._worker is not None:
+            await asyncio.to_thread(self._worker.start, on_lost)
+        addresses: dict[str, str | None] = {"grpc": await self._start_server(), "http": None}
+        if self._http is not None:
+            addresses["http"] = await self._http.start()
+        await self._report_health(serving=True)
+        if self._health_port is not None:
+            addresses["health"] = await self._health_port.start()
+        if self._janitor is not None:
+            self._janitor.start()
+        if self._lock is not None:
+            note_holder(self._lock, addresses["grpc"])
+        return addresses
+
+    def _make_worker(self, engine: sa.Engine, places: list[str]) -> Worker:
+        settings, blobs = self._settings, self._blobs
+        lease = Lease(settings, kind(places[0]), len(places), WorkerRecords(engine), self._queue)
+        records = Records(engine, fence=lease.check)
+        patience = Patience(settings.store_patience)
+        executor = TaskExecutor(settings, records, blobs, self._pool, Slots(places), patience)
+        steps = AuditSteps(records, blobs, StoredSections(SectionRecords(engine), blobs))
+        return Worker(settings, places, lease, self._queue, executor, steps, patience)
 
     def _make_http(self, *, api: bool) -> HttpServer:
         console = Console(self._records, self._blobs, self._tail) if api else None
-        return HttpServer(self._settings.http, self._records, console)
+        access = Access(self._guard, self._quotas, metrics_open=self._settings.metrics_open)
+        certificates = self._certificates if self._settings.http_tls else None
+        return HttpServer(
+            self._settings.http, self._records, console, access, self._queue, certificates
+        )
 
     def _make_server(self) -> grpc.aio.Server:
         settings = self._settings
         server = grpc.aio.server(
-            interceptors=[Interceptor()],
+            interceptors=[Interceptor(Gate(self._guard, self._quotas))],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -156,10 +222,10 @@ class Service:
             ],
         )
         blob_pb2_grpc.add_BlobServiceServicer_to_server(
-            BlobServicer(self._blobs, settings.max_blob_bytes), server
+            BlobServicer(self._blobs, settings.max_blob_bytes, self._quotas, self._ledger), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self._records, self._blobs, self._pool, settings.inspect_timeout), server
+            ModelServicer(settings, self._records, self._blobs, self._pool), server
         )
         probe_set_pb2_grpc.add_ProbeSetServiceServicer_to_server(
             ProbeSetServicer(self._records, self._blobs), server
@@ -170,6 +236,7 @@ class Service:
                 self._records,
                 self._blobs,
                 self._queue,
+                self._ledger,
                 self._tail,
                 lambda: self._draining,
             ),
@@ -185,9 +252,12 @@ class Service:
         if self._server is None:
             return None
         host = self._settings.listen.rpartition(":")[0]
-        port = self._server.add_insecure_port(self._settings.listen)
+        if self._certificates is None:
+            port = self._server.add_insecure_port(self._settings.listen)
+        else:
+            credentials = server_credentials(self._certificates)
+            port = self._server.add_secure_port(self._settings.listen, credentials)
         await self._server.start()
-        await self._report_health(serving=True)
         return f"{host}:{port}"
 
     async def _report_health(self, *, serving: bool) -> None:
@@ -199,16 +269,40 @@ class Service:
         """Takes no new audits, brings running shards to an end, lets go of everything."""
         log.info("draining", timeout=self._settings.drain_timeout)
         self._draining = True
+        if self._janitor is not None:
+            await asyncio.to_thread(self._janitor.stop)
         await self._report_health(serving=False)
         if self._worker is not None:
             await asyncio.to_thread(self._worker.drain)
         if self._server is not None:
             await self._server.stop(GRACE)
+        if self._health_port is not None:
+            await self._health_port.stop()
         await self._tail.close()
         if self._http is not None:
             await self._http.stop()
         self._pool.close()
+        await asyncio.to_thread(tracing.close)
         log.info("stopped")
+
+
+def open_database(settings: Settings) -> sa.Engine:
+    """Opens the database in the form that this version needs.
+
+    Raises:
+        WrongFormError: It has another one, and is newer or not to be migrated by this process.
+    """
+    engine = connect(settings.records_url)
+    patience = Patience(START_PATIENCE)
+    try:
+        if settings.auto_migrate:
+            patience(lambda: migrate(engine))
+            patience(lambda: queue.migrate(settings.records_url))
+        patience(lambda: require_current(engine))
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
 
 
 def lock_folder(settings: Settings) -> IO[str]:
@@ -268,22 +362,27 @@ def run(
 
     Raises:
         FolderInUseError: Another worker of this name runs on the data folder.
+        WorkerNameInUseError: Another worker of this name shares the database.
         OSError: An address cannot be had.
     """
     logs.configure(settings.log_level)
+    tracing.configure(wanted=settings.tracing, role="server" if api else "worker")
     metrics.export_zeros(method for methods in SERVICES.values() for method in methods)
 
     def ready(addresses: dict[str, str | None]) -> None:
+        gc.freeze()
+        gc.enable()
         if ready_file is not None:
             write_ready_file(ready_file, addresses)
 
-    async def main() -> None:
+    async def main() -> int:
         # gRPC's objects belong to the running loop.
-        await Service(settings, api=api, worker=worker).run(ready, stop_on_eof=stop_on_eof)
+        service = Service(settings, api=api, worker=worker)
+        return await service.run(ready, stop_on_eof=stop_on_eof)
 
-    asyncio.run(main())
+    status = asyncio.run(main())
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     # Threads whose work was handed back stand still for ever; they hold nothing worth a goodbye.
-    os._exit(0)
+    os._exit(status)

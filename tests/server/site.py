@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from onnx_audit import v1
+from onnx_audit_server.access.certificates import CertificateFiles
+from onnx_audit_server.access.guard import Guard
+from onnx_audit_server.access.quotas import ProcessQuotas
 from onnx_audit_server.http import HttpServer
+from onnx_audit_server.http.access import Access
 from onnx_audit_server.http.console import Console
 from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.reports import assemble
+from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.database import connect, migrate
 from onnx_audit_server.store.records import Records, state_changed
@@ -22,7 +27,8 @@ from onnx_audit_server.store.records import Records, state_changed
 class Site:
     """A console in a thread, with the records that it shows."""
 
-    def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
+    def __init__(self, folder: Path, listen: str = "127.0.0.1:0", **settings: Any) -> None:
+        self.settings = Settings(data=folder, **settings)
         self.engine = connect(f"sqlite:///{folder / 'records.sqlite'}")
         migrate(self.engine)
         self.records = Records(self.engine)
@@ -51,7 +57,14 @@ class Site:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         self._end = lambda: loop.call_soon_threadsafe(stop.set)
         tail = EventTail(self.records)
-        server = HttpServer(self._listen, self.records, Console(self.records, self.blobs, tail))
+        access = Access(
+            Guard(self.settings, self.engine),
+            ProcessQuotas(self.settings),
+            metrics_open=self.settings.metrics_open,
+        )
+        certificates = CertificateFiles(self.settings) if self.settings.http_tls else None
+        console = Console(self.records, self.blobs, tail)
+        server = HttpServer(self._listen, self.records, console, access, certificates=certificates)
         self.address = await server.start()
         self._ready.set()
         await stop.wait()
@@ -96,14 +109,13 @@ class Site:
         report.digest = assemble.digest(report)
         blob = self.blobs.put(assemble.to_json(report), "application/json")
         identifier = audit.name.partition("/")[2]
-        self.records.set_report(identifier, blob.sha256)
 
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:
             audit.state = v1.AUDIT_STATE_SUCCEEDED
             audit.report_digest = report.digest
             return [state_changed(audit)]
 
-        self.records.update_audit(identifier, change)
+        self.records.end_audit(identifier, change, blob.sha256)
 
 
 def plan_and_progress(site: Site, identifier: str, done: float) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,10 +19,10 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from google.protobuf import json_format
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tests import models
 from tests.server import made_reports
-from tests.service import ServiceProcess
+from tests.service import ROOT, ServiceProcess
 
 from onnx_audit import AuditFailed, Client, v1
 from onnx_audit.cli.app import cli
@@ -420,3 +424,29 @@ def test_a_head_that_cannot_be_fitted(
     with pytest.raises(InvalidRequest) as caught:
         client.audit(model, probes, linear_head=head)
     assert [violation.field for violation in caught.value.field_violations] == [field]
+
+
+def test_a_client_of_the_first_release_works(service: ServiceProcess, tmp_path: Path) -> None:
+    """Generated code of the first release gets from an upload to a verdict on this server."""
+    model = models.save(models.mlp(seed=77), tmp_path / "model.onnx")
+    probes = tmp_path / "probes.safetensors"
+    save_file({"inputs": models.probes(10, 16, seed=77)}, probes)
+    script = ROOT / "tests" / "compat" / "first_client.py"
+    done = subprocess.run(
+        [sys.executable, script, service.target, model, probes],
+        env=os.environ | {"PYTHONPATH": str(script.with_name("onnx_audit_v1-0.1.0.zip"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert ".zip" in found["code"], "the code of today was used"
+    assert found["sequences"] == list(range(1, len(found["sequences"]) + 1))
+    assert (found["state"], found["verdict"]) == ("AUDIT_STATE_SUCCEEDED", "VERDICT_PASS")
+    assert found["result"] == "VERDICT_PASS"
+    assert found["digests"][0] == found["digests"][1] != ""
+    assert found["probes"] == 10
+    assert found["page"] > 100
+    assert found["listed"]
+    assert found["refused"] == "FAILED_PRECONDITION"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,11 @@ def test_a_model_whose_files_were_not_uploaded(channel: grpc.Channel) -> None:
     assert digest in str(caught.value.details())
 
 
-@pytest.mark.parametrize("path", ["../weights", "/etc/passwd", "a/../../b", "a\\b", "", "./a"])
+@pytest.mark.parametrize(
+    "path",
+    ["../weights", "/etc/passwd", "a/../../b", "a\\b", "", "./a", "a\nb", "a\0", "d" * 256,
+     "model.onnx", "model.onnx/a"],
+)  # fmt: skip
 def test_external_data_outside_the_model(channel: grpc.Channel, path: str) -> None:
     """A file of a model cannot be put anywhere but below it."""
     digest = upload(channel, b"weights")
@@ -117,6 +122,35 @@ def test_external_data_outside_the_model(channel: grpc.Channel, path: str) -> No
         model_pb2_grpc.ModelServiceStub(channel).CreateModel(v1.CreateModelRequest(model=model))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "external_files[0].path" in str(caught.value.details())
+
+
+def test_a_file_within_a_file(channel: grpc.Channel) -> None:
+    """Paths of which one would have to be both file and folder are refused by name."""
+    digest = upload(channel, b"weights")
+    files = [v1.ModelFile(path=path, sha256=digest) for path in ("a/b/c", "d", "a/b")]
+    model = v1.Model(onnx_file=v1.ModelFile(sha256=digest), external_files=files)
+    with pytest.raises(grpc.RpcError) as caught:
+        model_pb2_grpc.ModelServiceStub(channel).CreateModel(v1.CreateModelRequest(model=model))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    text = str(caught.value.details())
+    assert text == "model.external_files[0].path: 'a/b/c' lies in 'a/b', which is a file"
+
+
+def test_one_blob_named_a_thousand_times(channel: grpc.Channel) -> None:
+    """A small upload cannot fill the disk with copies of itself."""
+    blobs = blob_pb2_grpc.BlobServiceStub(channel)
+    part = bytes(2 << 20)
+    digest = hashlib.sha256(part + part).hexdigest()
+    blobs.Write(
+        v1.WriteRequest(sha256=digest, write_offset=at, data=part, finish_write=at > 0)
+        for at in (0, len(part))
+    )
+    files = [v1.ModelFile(path=f"w{number}", sha256=digest) for number in range(1000)]
+    model = v1.Model(onnx_file=v1.ModelFile(sha256=digest), external_files=files)
+    with pytest.raises(grpc.RpcError) as caught:
+        model_pb2_grpc.ModelServiceStub(channel).CreateModel(v1.CreateModelRequest(model=model))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{1001 * 2 * len(part):,} bytes in the model's files" in str(caught.value.details())
 
 
 # Probe sets
@@ -288,8 +322,10 @@ def test_other_fields_out_of_range(
         ({"audit": {"seed": -1}}, "audit.seed"),
         ({"audit": {"timeout": "1000000000s"}}, "audit.timeout"),
         ({"audit": {"timeout": "-1s"}}, "audit.timeout"),
+        ({"audit": {"inputSpec": {"probeLayout": 99}}}, "audit.input_spec.probe_layout"),
         ({"audit": {"displayName": "x" * 201}}, "audit.display_name"),
         ({"requestId": "x" * 101}, "request_id"),
+        ({"requestId": "x\0"}, "request_id"),
     ):
         request = json_format.ParseDict(change, v1.CreateAuditRequest())
         request.audit.model = model.name
@@ -321,7 +357,16 @@ def test_unknown_models_and_probe_sets(channel: grpc.Channel) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize("token", ["nonsense", "bm9uc2Vuc2U=", "W10=", "WzEsMl0=", "ÿ"])
+def _token(content: str) -> str:
+    return base64.urlsafe_b64encode(content.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["nonsense", "bm9uc2Vuc2U=", "W10=", "WzEsMl0=", "ÿ", _token('[true, "a"]'),
+     _token(f'[{10**30}, "a"]'), _token('[-1, "a"]'), _token('[1, "\\ud800"]'),
+     _token("[" * 100_000)],
+)  # fmt: skip
 def test_unknown_page_tokens(channel: grpc.Channel, token: str) -> None:
     """A token that no response had is refused by every list."""
     request = v1.ListModelsRequest(page_token=token)

@@ -3,24 +3,78 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from deploy.grafana import dashboard
+from docs import metrics_table
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from tests import models
+from tests.deploy.prometheus import (
+    Prometheus,
+    alerts,
+    device_exporter,
+    operands,
+    program,
+    prometheus,
+    scaling,
+)
+from tests.server.otlp import Collector, collector
 from tests.service import ROOT, ServiceProcess
 
 from onnx_audit import Client, v1
+from onnx_audit import tracing as client_tracing
 from onnx_audit.errors import NotFound
 from onnx_audit.v1 import audit_pb2_grpc
+from onnx_audit_server import tracing
+from onnx_audit_server.metrics import CATALOGUE
 
 CONFIG = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=20))
+LONGER = v1.AuditorConfigs(distortion=v1.DistortionConfig(budget=600))
+"""Lasts for more than one scrape."""
+
+
+@pytest.fixture(scope="module")
+def spans() -> Iterator[Collector]:
+    """A collector that clients and servers of this module send their spans to."""
+    with collector() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", made.address)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def service(spans: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A server that exports its spans."""
+    assert spans.address
+    with ServiceProcess(tmp_path_factory.mktemp("service") / "data") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(service: ServiceProcess) -> Iterator[Client]:
+    """A client whose calls are traced, as a program that uses OpenTelemetry would have it."""
+    provider = TracerProvider(resource=Resource.create({"service.name": "pipeline"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    with pytest.MonkeyPatch.context() as patch, service.client() as client:
+        # The provider of a whole process can be set but once.
+        patch.setattr(client_tracing, "tracer", lambda: provider.get_tracer("test"))
+        yield client
+    provider.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +115,43 @@ def test_metrics_count_what_happened(service: ServiceProcess, audit: v1.Audit) -
     count = value(shards, "onnx_audit_shard_seconds_count", auditor="distortion")
     assert count == audit.progress.shards_total
     assert value(metrics["onnx_audit_queue_depth"], "onnx_audit_queue_depth") == 0
+    assert value(metrics["onnx_audit_queue_oldest_seconds"], "onnx_audit_queue_oldest_seconds") == 0
+    for device in ("cpu", "cuda"):
+        waiting = metrics["onnx_audit_tasks_waiting"]
+        assert value(waiting, "onnx_audit_tasks_waiting", device=device) == 0
+    created, started, ended_at = (
+        moment.ToNanoseconds() / 1e9
+        for moment in (audit.create_time, audit.start_time, audit.end_time)
+    )
+    took, waited = metrics["onnx_audit_audit_seconds"], metrics["onnx_audit_queue_wait_seconds"]
+    assert value(took, f"{took.name}_count", state="succeeded") == 1
+    took_seconds = value(took, f"{took.name}_sum", state="succeeded")
+    assert took_seconds == pytest.approx(ended_at - started, abs=1e-5)
+    assert value(waited, f"{waited.name}_count") == 1
+    assert value(waited, f"{waited.name}_sum") == pytest.approx(started - created, abs=1e-5)
+    uploads = metrics["onnx_audit_uploads"]
+    assert value(uploads, "onnx_audit_uploads_total", outcome="complete") == 2
+    assert value(metrics["onnx_audit_worker_slots"], "onnx_audit_worker_slots") == 1
+    assert value(metrics["onnx_audit_worker_slots_busy"], "onnx_audit_worker_slots_busy") == 0
+
+
+def test_the_figures_of_the_work_are_those_of_the_report(
+    service: ServiceProcess, client: Client, audit: v1.Audit
+) -> None:
+    """Gradient evaluations and parity are counted as the report says them."""
+    metrics, report = scrape(service), client.report(audit)
+    counted = value(
+        metrics["onnx_audit_gradient_evaluations"],
+        "onnx_audit_gradient_evaluations_total",
+        auditor="distortion",
+    )
+    # The report rounds each probe's up, and leaves those out that measure its own reliability.
+    said = sum(norm.evaluations for norm in report.distortion.norms)
+    assert said > 0
+    assert said - 40 * len(report.distortion.norms) <= counted <= 3 * said
+    parity = metrics["onnx_audit_parity_relative_difference"]
+    assert value(parity, f"{parity.name}_count") == 1
+    assert value(parity, f"{parity.name}_sum") == report.parity.max_relative_difference
 
 
 def test_what_has_not_happened_is_exported_as_zero(
@@ -92,15 +183,23 @@ def test_no_digest_or_id_is_a_label(service: ServiceProcess, audit: v1.Audit) ->
 
 
 def test_every_metric_is_documented(service: ServiceProcess, audit: v1.Audit) -> None:
-    """docs/metrics.md names all metrics, and none that does not exist."""
+    """docs/metrics.md is what the code gives, and names all metrics and no others."""
     assert audit.name
-    text = (ROOT / "docs" / "metrics.md").read_text()
-    documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_table.render(), (
+        "run docs/metrics_table.py"
+    )
     exported = {
-        metric.name + ("_total" if metric.type == "counter" else "")
+        metric.name + ("_total" if metric.type == "counter" else ""): metric
         for metric in scrape(service).values()
+        if not metric.name.startswith("process_")
     }
-    assert documented == exported
+    there = {name for name in CATALOGUE if not name.startswith("onnx_audit_device_")}
+    assert there <= set(exported) <= set(CATALOGUE)
+    for name, metric in exported.items():
+        known = CATALOGUE[name]
+        assert (metric.type, metric.documentation) == (known.kind, known.meaning)
+        labels = {label for sample in metric.samples for label in sample.labels} - {"le"}
+        assert labels <= set(known.labels)
 
 
 def test_log_lines_carry_their_context(service: ServiceProcess, audit: v1.Audit) -> None:
@@ -120,6 +219,72 @@ def test_log_lines_carry_their_context(service: ServiceProcess, audit: v1.Audit)
         assert line["auditor"] == "distortion"
     for text in service.log.splitlines():
         assert isinstance(json.loads(text), dict), "something is printed past the log"
+
+
+def test_a_trace_leads_from_the_call_through_the_queue_to_the_shards(
+    service: ServiceProcess, spans: Collector, audit: v1.Audit
+) -> None:
+    """The client's call, the server's answer, the time in the queue and all work are one trace."""
+    context = tracing.parse(audit.traceparent)
+    assert context is not None
+    assert context.sampled
+    called_as, create = "AuditService/CreateAudit", "onnx_audit.v1.AuditService/CreateAudit"
+    spans.wait_for(context.trace_id, {called_as, create, "queue", "plan", "shard", "merge"})
+    found = {(owner, span.name): span for owner, span in spans.trace(context.trace_id)}
+    called, answered = found["pipeline", called_as], found["onnx-audit-server", create]
+    assert answered.parent_span_id == called.span_id
+    assert answered.span_id.hex() == context.span_id
+    queue = found["onnx-audit-server", "queue"]
+    for name in ("queue", "plan", "shard", "merge"):
+        assert found["onnx-audit-server", name].parent_span_id == answered.span_id
+    shards = [span for _, span in spans.trace(context.trace_id) if span.name == "shard"]
+    assert len(shards) == audit.progress.shards_total
+    for shard in shards:
+        assert queue.start_time_unix_nano < queue.end_time_unix_nano
+        assert queue.end_time_unix_nano <= shard.start_time_unix_nano < shard.end_time_unix_nano
+        known = {each.key: each.value for each in shard.attributes}
+        assert known["onnx_audit.audit"].string_value == audit.name.partition("/")[2]
+        assert known["onnx_audit.auditor"].string_value == "distortion"
+    lines = [line for line in service.log_lines() if line.get("trace_id") == context.trace_id]
+    assert {"rpc", "audit accepted", "audit started", "task done", "audit ended"} <= {
+        line["event"] for line in lines
+    }
+
+
+def test_a_trace_of_the_caller_is_taken_over(service: ServiceProcess) -> None:
+    """A valid traceparent is gone on with, a malformed one is replaced; log lines tell them."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    given = {"good": f"00-{trace}-00f067aa0ba902b7-00", "bad": f"00-{trace}-00f067aa0ba902b7"}
+    with grpc.insecure_channel(service.target) as channel:
+        stub = audit_pb2_grpc.AuditServiceStub(channel)
+        for name, header in given.items():
+            metadata = (("x-request-id", name), ("traceparent", header))
+            stub.ListAudits(v1.ListAuditsRequest(), metadata=metadata)
+    lines = {line.get("request_id"): line for line in service.log_lines()}
+    assert lines["good"]["trace_id"] == trace
+    assert lines["good"]["span_id"] != "00f067aa0ba902b7"
+    assert lines["bad"]["trace_id"] != trace
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", True),
+        ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later", True),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", False),
+        ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", False),
+        ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", False),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", False),
+        ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", False),
+        ("", False),
+    ],
+)
+def test_traceparents_are_read_as_the_standard_says(text: str, valid: bool) -> None:
+    """The W3C's rules, among them its own example."""
+    found = tracing.parse(text)
+    assert (found is not None) == valid
+    if found is not None:
+        assert str(found) == "00" + text[2:55]
 
 
 def test_a_request_id_of_the_caller_is_kept(service: ServiceProcess) -> None:
@@ -148,3 +313,51 @@ def test_health_and_reflection_are_served(service: ServiceProcess) -> None:
         for name in ["", *ours]:
             answer = health.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_query_returns_data(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    service: ServiceProcess,
+    client: Client,
+    audit: v1.Audit,
+) -> None:
+    """A Prometheus that scrapes a working service has data for every panel and every alert."""
+    program("prometheus")
+    with device_exporter(monkeypatch) as gpu:
+        targets = {"onnx-audit-server": [service.addresses["http"]], "onnx-audit-gpu": [gpu]}
+        with prometheus(tmp_path, targets) as server:
+            assert server.wait_for(['up{job="onnx-audit-server"} == 1'], 20) == []
+            check_queries(server, client, audit)
+
+
+def check_queries(server: Prometheus, client: Client, audit: v1.Audit) -> None:
+    probes = client.upload_probes(models.probes(400, 16))
+    again = client.audit(audit.model, probes, auditors=LONGER)
+    assert list(client.watch(again))
+    with pytest.raises(NotFound):
+        client.get_audit("audits/none")
+    compared = [part for alert in alerts() for part in operands(alert["expr"])]
+    # All that happened while it scraped is to be within what Grafana's rate interval stands for.
+    shown = [query.replace("$__rate_interval", "5m") for query in dashboard.queries()]
+    assert server.wait_for([*compared, *shown, *scaling()], 30) == []
+    groups = server.get("rules")["groups"]
+    assert [rule for group in groups for rule in group["rules"] if rule["health"] != "ok"] == []
+    total = 'sum(onnx_audit_audits_ended_total{state="succeeded"})'
+    assert [sample["value"][1] for sample in server.query(total)] == ["2"]
+    # Of the longer audit's four shards up to three wait for the only slot.
+    most = server.query("max_over_time(onnx_audit_tasks_waiting[5m])")
+    waited = {each["metric"]["device"]: int(each["value"][1]) for each in most}
+    assert waited in [{"cpu": count, "cuda": 0} for count in (1, 2, 3)]
+    firing = {alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"]}
+    assert not firing & {"OnnxAuditNoWorkers", "OnnxAuditRpcFaults", "OnnxAuditTargetDown"}
+
+
+def test_promtool_finds_nothing_to_mend(service: ServiceProcess, audit: v1.Audit) -> None:
+    """Names, types and help texts are as Prometheus wants them."""
+    assert audit.name
+    with urllib.request.urlopen(f"http://{service.addresses['http']}/metrics") as response:
+        exported = response.read()
+    command = [program("promtool"), "check", "metrics"]
+    checked = subprocess.run(command, input=exported, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")

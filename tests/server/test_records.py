@@ -11,8 +11,9 @@ from google.rpc import status_pb2
 from tests.server.postgres import postgres
 
 from onnx_audit import v1
+from onnx_audit_server.store.clock import now_us
 from onnx_audit_server.store.database import connect, migrate
-from onnx_audit_server.store.records import Records, RequestIdReusedError, now_us, state_changed
+from onnx_audit_server.store.records import Records, RequestIdReusedError, state_changed
 from onnx_audit_server.store.sections import SectionRecords
 
 
@@ -130,9 +131,12 @@ def test_audits_are_told_to_stop(records: Records) -> None:
     reason = records.stop_reason("stopped")
     assert reason is not None
     assert reason.message == "first"
+    create(records, "early")
+    records.set_expiry("early", now_us() + 10**9)
+    assert records.stop_reason("early") is None
+    records.set_expiry("early", now_us() - 1)
+    assert records.stop_reason("early") is None, "whoever goes on with it has no more time"
     create(records, "late")
-    records.set_expiry("late", now_us() + 10**9)
-    assert records.stop_reason("late") is None
     records.set_expiry("late", now_us() - 1)
     late = records.stop_reason("late")
     assert late is not None

@@ -10,11 +10,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
+import sqlalchemy as sa
 from google.rpc import status_pb2
 
 from onnx_audit import v1
 from onnx_audit.v1 import audit_pb2_grpc
-from onnx_audit_server import logs
+from onnx_audit_server import logs, tracing
+from onnx_audit_server.access import identity
+from onnx_audit_server.access.guard import check_scope
+from onnx_audit_server.access.identity import Principal, Scope
+from onnx_audit_server.access.ledger import Ledger
 from onnx_audit_server.api import names
 from onnx_audit_server.api.reports import ReportCalls
 from onnx_audit_server.api.validate import check_audit
@@ -24,6 +29,7 @@ from onnx_audit_server.jobs.queue import JobQueue
 from onnx_audit_server.reports import assemble
 from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.settings import Settings
+from onnx_audit_server.store import references
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records, RequestIdReusedError, now, state_changed
 
@@ -42,6 +48,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         records: Records,
         blobs: BlobStore,
         queue: JobQueue,
+        ledger: Ledger,
         tail: EventTail,
         draining: Callable[[], bool],
     ) -> None:
@@ -51,6 +58,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         self._sources = ReportSources(records, blobs)
         self._reports = ReportCalls(self._sources, blobs)
         self._queue = queue
+        self._ledger = ledger
         self._tail = tail
         self._draining = draining
 
@@ -62,6 +70,8 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
             )
         if len(request.request_id) > MAX_REQUEST_ID:
             raise invalid(("request_id", f"longer than {MAX_REQUEST_ID} characters"))
+        if "\0" in request.request_id:
+            raise invalid(("request_id", "holds a NUL, which is no text"))
         return await asyncio.to_thread(self._accept, request)
 
     async def GetAudit(self, request: v1.GetAuditRequest, context: Context) -> v1.Audit:
@@ -83,7 +93,9 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
 
     async def CancelAudit(self, request: v1.CancelAuditRequest, context: Context) -> v1.Audit:
         """See AuditService."""
-        await self._get(request.name)
+        audit = await self._get(request.name)
+        if audit.principal != identity.current().name:
+            check_scope(identity.current(), Scope.ADMIN, "CancelAudit of somebody else's audit")
         return await asyncio.to_thread(self._cancel, names.parse(request.name, "audits"))
 
     async def WatchAudit(
@@ -138,16 +150,19 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         check_audit(audit, self._records, self._blobs, self._sources, self._settings.audit_timeout)
         audit.state = v1.AUDIT_STATE_QUEUED
         audit.name = f"audits/{new_id()}"
+        principal = identity.current()
+        audit.principal = principal.name
         if request.validate_only:
             audit.ClearField("name")
             return audit
-        identifier = names.parse(audit.name, "audits")
+        if (trace := tracing.current()) is not None:
+            audit.traceparent = str(trace)
         try:
             accepted = self._records.create_audit(
                 audit,
                 request.request_id,
                 request_digest(request),
-                lambda connection: self._queue.enqueue(connection, identifier),
+                lambda connection: self._begin(connection, audit, principal),
             )
         except RequestIdReusedError:
             raise ServiceError(
@@ -156,9 +171,21 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
                 "give every new request an id of its own",
                 violations=[("request_id", "was used with another request")],
             ) from None
+        except references.MissingError as error:
+            raise ServiceError(
+                "BLOB_MISSING",
+                f"{error} has just been removed; upload or run it again",
+                metadata={"resource": str(error)},
+            ) from None
         # The line that ties the request's id to the audit's.
         log.info("audit accepted", audit=accepted.name.partition("/")[2])
         return accepted
+
+    def _begin(self, connection: sa.Connection, audit: v1.Audit, principal: Principal) -> None:
+        """What makes an audit run, in the transaction that accepts it."""
+        references.require_present(connection, audit)
+        self._ledger.admit_audit(connection, principal)
+        self._queue.enqueue(connection, audit.name.partition("/")[2])
 
     def _cancel(self, identifier: str) -> v1.Audit:
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:

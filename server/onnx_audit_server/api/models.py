@@ -20,6 +20,7 @@ from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.jobs.pool import RunnerPool
 from onnx_audit_server.jobs.process import RunnerDiedError, RunnerError
 from onnx_audit_server.jobs.tasks import copy_model
+from onnx_audit_server.settings import Settings
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
 
@@ -27,6 +28,12 @@ MAX_NAME = 200
 MAX_TAGS = 32
 MAX_TAG = 100
 MAX_FILES = 1000
+MAX_PATH_PART = 255
+"""Longest name of a file or folder, in bytes."""
+MAX_PATH = 1000
+"""Longest path, in characters."""
+MAX_ONNX_BYTES = (2 << 30) - 1
+"""Largest ONNX file, without its external data: where protobuf ends."""
 INSPECTIONS = 2
 """Models that are read at once."""
 
@@ -38,12 +45,14 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Serves models."""
 
     def __init__(
-        self, records: Records, blobs: BlobStore, pool: RunnerPool, inspect_timeout: float
+        self, settings: Settings, records: Records, blobs: BlobStore, pool: RunnerPool
     ) -> None:
         self._records = records
         self._blobs = blobs
         self._pool = pool
-        self._timeout = inspect_timeout
+        self._timeout = settings.inspect_timeout
+        self._attempts = settings.shard_attempts
+        self._most_bytes = MAX_ONNX_BYTES + settings.model_initializer_bytes
         self._inspections = asyncio.Semaphore(INSPECTIONS)
 
     async def CreateModel(self, request: v1.CreateModelRequest, context: Context) -> v1.Model:
@@ -89,7 +98,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Sees that every file was uploaded, and notes its size."""
         files = [model.onnx_file, *model.external_files]
         sizes = await asyncio.gather(
-            *(asyncio.to_thread(self._blobs.size, file.sha256) for file in files)
+            *(asyncio.to_thread(self._blobs.hold, file.sha256) for file in files)
         )
         missing = [file for file, size in zip(files, sizes, strict=True) if size is None]
         if missing:
@@ -103,16 +112,31 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             )
         for file, size in zip(files, sizes, strict=True):
             file.size_bytes = size or 0
+        total = sum(file.size_bytes for file in files)
+        if total > self._most_bytes:
+            # Each gets a copy of its own where the model is read, however often it is named.
+            raise ServiceError(
+                "LIMIT_EXCEEDED",
+                f"{total:,} bytes in the model's files; at most {self._most_bytes:,} are accepted",
+                metadata={
+                    "limit": "file_bytes",
+                    "found": str(total),
+                    "allowed": str(self._most_bytes),
+                },
+            )
 
     async def _inspect(self, model: v1.Model) -> v1.ModelSummary:
         async with self._inspections:
             deadline = time.monotonic() + self._timeout
-            try:
-                return await asyncio.to_thread(self._read_in_runner, model, deadline)
-            except RunnerError as error:
-                raise ServiceError(error.reason, str(error), metadata=error.metadata) from None
-            except RunnerDiedError as error:
-                raise ServiceError("RUNNER_DIED", str(error)) from None
+            for attempt in range(1, self._attempts + 1):
+                try:
+                    return await asyncio.to_thread(self._read_in_runner, model, deadline)
+                except RunnerError as error:
+                    raise ServiceError(error.reason, str(error), metadata=error.metadata) from None
+                except RunnerDiedError as error:
+                    log.warning("runner died", attempt=attempt, message=str(error))
+                    last = error
+        raise ServiceError("RUNNER_DIED", f"{last} (in {self._attempts} attempts)")
 
     def _read_in_runner(self, model: v1.Model, deadline: float) -> v1.ModelSummary:
         def stop() -> Exception | None:
@@ -130,7 +154,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             path = copy_model(self._blobs, model, runner.scratch / "read")
             result = runner.scratch / "result"
             runner.call({"op": "inspect", "model": str(path), "result": str(result)}, stop)
-            summary = v1.ModelSummary.FromString(result.read_bytes())
+            summary = v1.ModelSummary.FromString(runner.result(result))
             shutil.rmtree(path.parent)
         except BaseException:
             self._pool.discard(runner)
@@ -149,18 +173,7 @@ def check_model(model: v1.Model) -> None:
     names.check_digest(model.onnx_file.sha256, "model.onnx_file.sha256")
     if model.onnx_file.path:
         raise invalid(("model.onnx_file.path", "must be empty; it names external data only"))
-    if len(model.external_files) > MAX_FILES:
-        raise invalid(("model.external_files", f"more than {MAX_FILES} files"))
-    seen = set()
-    for number, file in enumerate(model.external_files):
-        field = f"model.external_files[{number}]"
-        names.check_digest(file.sha256, f"{field}.sha256")
-        if not is_plain_path(file.path):
-            text = f"{file.path!r} is not a relative path without '..' and backslashes"
-            raise invalid((f"{field}.path", text))
-        if file.path in seen or file.path == "model.onnx":
-            raise invalid((f"{field}.path", f"{file.path!r} is given twice"))
-        seen.add(file.path)
+    _check_external_files(model)
     check_display_name(model.display_name, "model.display_name")
     if len(model.tags) > MAX_TAGS:
         raise invalid(("model.tags", f"{len(model.tags)} tags, at most {MAX_TAGS}"))
@@ -168,6 +181,29 @@ def check_model(model: v1.Model) -> None:
         if not key or len(key) > MAX_TAG or len(value) > MAX_TAG:
             text = f"a key or value is empty or longer than {MAX_TAG} characters"
             raise invalid((f"model.tags[{key[:MAX_TAG]!r}]", text))
+
+
+def _check_external_files(model: v1.Model) -> None:
+    if len(model.external_files) > MAX_FILES:
+        raise invalid(("model.external_files", f"more than {MAX_FILES} files"))
+    seen = {"model.onnx"}
+    for number, file in enumerate(model.external_files):
+        field = f"model.external_files[{number}]"
+        names.check_digest(file.sha256, f"{field}.sha256")
+        if not is_plain_path(file.path):
+            text = (
+                f"{file.path[:MAX_NAME]!r} is not a relative path of printable characters without "
+                f"'..' and backslashes, with at most {MAX_PATH_PART} bytes in each part"
+            )
+            raise invalid((f"{field}.path", text))
+        if file.path in seen:
+            raise invalid((f"{field}.path", f"{file.path!r} is given twice"))
+        seen.add(file.path)
+    for number, file in enumerate(model.external_files):
+        within = {str(folder) for folder in PurePosixPath(file.path).parents} & seen
+        if within:
+            text = f"{file.path!r} lies in {min(within)!r}, which is a file"
+            raise invalid((f"model.external_files[{number}].path", text))
 
 
 def check_display_name(value: str, field: str) -> None:
@@ -186,7 +222,10 @@ def is_plain_path(text: str) -> bool:
     return (
         bool(text)
         and "\\" not in text
-        and "\0" not in text
+        # A line break would let one path look like two in the text that the digest is made of.
+        and text.isprintable()
+        and all(len(part.encode()) <= MAX_PATH_PART for part in path.parts)
+        and len(text) <= MAX_PATH
         and not path.is_absolute()
         and ".." not in path.parts
         and str(path) == text

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import re
+from typing import Any
 
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.records import Cursor
@@ -14,6 +15,10 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 AUDIT_ID = re.compile(r"[0-9a-z-]{1,64}")
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
+MAX_TOKEN = 200
+"""Longest page token, in characters."""
+MAX_TIME = 2**63 - 1
+"""Latest time in a page token, in microseconds since 1970: what databases take."""
 
 
 def check_digest(value: str, field: str) -> str:
@@ -79,13 +84,21 @@ def decode_token(token: str) -> Cursor | None:
     """
     if not token:
         return None
+    created, key = _decoded(token)
+    whole = type(created) is int and 0 <= created <= MAX_TIME
+    if not whole or not isinstance(key, str) or not AUDIT_ID.fullmatch(key):
+        raise invalid(("page_token", "is not a token that a response of this service had"))
+    return Cursor(created, key)
+
+
+def _decoded(token: str) -> tuple[Any, Any]:
+    if len(token) > MAX_TOKEN:
+        return None, None
     try:
         created, key = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, TypeError):
-        created, key = None, None
-    if not isinstance(created, int) or not isinstance(key, str):
-        raise invalid(("page_token", "is not a token that a response of this service had"))
-    return Cursor(created, key)
+        return None, None
+    return created, key
 
 
 def not_found(name: str) -> ServiceError:

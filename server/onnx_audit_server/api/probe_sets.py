@@ -15,7 +15,6 @@ from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
 from onnx_auditors.errors import InvalidProbes
-from onnx_auditors.probes import summarize
 
 MAX_CLASS_NAMES = 100_000
 
@@ -71,6 +70,9 @@ class ProbeSetServicer(probe_set_pb2_grpc.ProbeSetServiceServicer):
         return v1.ListProbeSetsResponse(probe_sets=probe_sets, next_page_token=token)
 
     def _read(self, digest: str) -> v1.ProbeSummary:
+        from onnx_auditors.probes import summarize  # noqa: PLC0415 - numpy takes long to import
+
+        self._blobs.hold(digest)
         try:
             with self._blobs.as_file(digest) as path:
                 return summarize(path, digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 
 from onnx_audit import v1
 from onnx_audit_server.api import names
@@ -14,12 +15,15 @@ from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import Records
-from onnx_auditors import configs, input_spec, unit_arrays
+from onnx_auditors import configs, input_spec
 from onnx_auditors.errors import AuditError, ProbesDoNotFit
 from onnx_auditors.transfer import peer_spec
 
 _DEFAULT = ("distortion", "lipschitz")
 """What an audit runs that names no auditor: what any classifier and any probes allow."""
+
+_SECOND = 10**9
+"""Nanoseconds."""
 
 
 def check_audit(
@@ -47,6 +51,7 @@ def check_audit(
         raise invalid(("audit.seed", f"{audit.seed} is negative"))
     _check_timeout(audit, longest)
     _check_auditors(audit)
+    _check_enums(audit, "audit")
     _check_policy(audit, sources)
     _check_inputs(audit, records)
     if audit.auditors.HasField("units"):
@@ -74,11 +79,32 @@ def _clear_output(audit: v1.Audit) -> None:
     audit.CopyFrom(asked)
 
 
+def _check_enums(message: Message, path: str) -> None:
+    """Refuses numbers that stand for nothing where there is a name for each that does.
+
+    Raises:
+        ServiceError: There is one, in the message or one within it.
+    """
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            continue
+        values = list(value) if field.is_repeated else [value]
+        for i, each in enumerate(values):
+            where = f"{path}.{field.name}" + (f"[{i}]" if field.is_repeated else "")
+            if field.enum_type is not None and each not in field.enum_type.values_by_number:
+                raise invalid((where, f"there is no {field.enum_type.name} {each}"))
+            if field.message_type is not None:
+                _check_enums(each, where)
+
+
 def _check_timeout(audit: v1.Audit, longest: float) -> None:
     if not audit.HasField("timeout"):
         duration = duration_pb2.Duration()
         duration.FromNanoseconds(round(longest * 1e9))
         audit.timeout.CopyFrom(duration)
+    if not 0 <= audit.timeout.nanos < _SECOND:
+        text = f"{audit.timeout.nanos}; allowed is 0 to {_SECOND - 1:,}"
+        raise invalid(("audit.timeout.nanos", text))
     seconds = audit.timeout.seconds + audit.timeout.nanos / 1e9
     if not 0 < seconds <= longest:
         text = f"{seconds:g} seconds; allowed is more than 0 and at most {longest:g}"
@@ -184,11 +210,14 @@ def _check_unit_arrays(
     config: v1.UnitsConfig, records: Records, blobs: BlobStore, audit: v1.Audit
 ) -> None:
     """Checks the arrays that `units` is given, as far as their headers tell, and its model."""
+    from onnx_auditors import unit_arrays  # noqa: PLC0415 - numpy takes long to import
+
     prefix = "audit.auditors.units."
     probe_set = records.get_probe_set(audit.probe_set.partition("/")[2])
     assert probe_set is not None  # noqa: S101 - seen before
     for field, name in unit_arrays.named(config).items():
         digest = names.parse(name, "blobs", f"{prefix}{field}")
+        blobs.hold(digest)
         try:
             with blobs.as_file(digest) as path:
                 unit_arrays.opened(field, path, probe_set.summary.count)

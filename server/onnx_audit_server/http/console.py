@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import jinja2
 from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
@@ -20,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from onnx_audit import v1
 from onnx_audit.version import __version__
 from onnx_audit_server import metrics
+from onnx_audit_server.access import identity
 from onnx_audit_server.api import names
 from onnx_audit_server.api.reports import ReportCalls
 from onnx_audit_server.errors import ServiceError
@@ -29,6 +29,9 @@ from onnx_audit_server.jobs.events import EventTail
 from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.store.blobs import BlobStore
 from onnx_audit_server.store.records import ENDED, Records
+
+if TYPE_CHECKING:
+    import jinja2
 
 PAGE: Final = 25
 """Audits of a page."""
@@ -209,6 +212,8 @@ def page(template: str, status_code: int = 200, **values: Any) -> HTMLResponse: 
 @functools.cache
 def _environment() -> jinja2.Environment:
     """Templates in which every name is escaped."""
+    import jinja2  # noqa: PLC0415 - long to import, and a server that serves no page needs none
+
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.PackageLoader("onnx_audit_server.http"),
@@ -222,6 +227,8 @@ def _environment() -> jinja2.Environment:
         "verdict": metrics.verdict_label,
         "identifier": _identifier,
     }
+    environment.globals["principal"] = identity.current
+    environment.globals["anonymous"] = identity.ANONYMOUS
     return environment
 
 

@@ -15,8 +15,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from onnx_audit_server import metrics
+from onnx_audit_server.access.certificates import CertificateFiles, follow_files
+from onnx_audit_server.collectors import RecordsCollector
+from onnx_audit_server.http.access import Access
 from onnx_audit_server.http.console import Console
 from onnx_audit_server.http.security import Security
+from onnx_audit_server.jobs.queue import JobQueue
 from onnx_audit_server.store.records import Records
 
 
@@ -42,35 +46,52 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves the HTTP port on the running event loop."""
 
-    def __init__(self, address: str, records: Records, console: Console | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        records: Records,
+        console: Console | None,
+        access: Access,
+        queue: JobQueue | None = None,
+        certificates: CertificateFiles | None = None,
+    ) -> None:
         """Prepares the server.
 
         Args:
             address: Where to listen, host:port.
             records: What metrics count.
             console: The pages for people; None for a process that serves no API.
+            access: Who may see what.
+            queue: What else metrics count.
+            certificates: Certificate and key with which to speak TLS; None for plain HTTP.
         """
         host, _, port = address.rpartition(":")
-        metrics.REGISTRY.register(metrics.RecordsCollector(records))
+        metrics.REGISTRY.register(RecordsCollector(records, queue))
         routes: list[BaseRoute] = [
             Route("/metrics", show_metrics),
             Route("/healthz", show_health),
         ]
         self._console = console
         if console is not None:
-            routes += console.routes
+            routes += [*console.routes, *access.routes]
         self._host = host
         self._server = _Server(
             uvicorn.Config(
-                Security(Starlette(routes=routes), host.strip("[]")),
+                Security(access.around(Starlette(routes=routes)), host.strip("[]")),
                 host=host.strip("[]"),
                 port=int(port),
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                ssl_certfile=certificates.certificate if certificates else None,
+                ssl_keyfile=certificates.key if certificates else None,
             )
         )
+        if certificates is not None:
+            self._server.config.load()
+            assert self._server.config.ssl is not None  # noqa: S101 - it was asked for above
+            follow_files(self._server.config.ssl, certificates)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> str:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 
+from onnx_audit_server.jobs import confinement
 from onnx_audit_server.jobs.process import RunnerProcess
+from onnx_audit_server.jobs.scratch import ScratchFolder
 from onnx_audit_server.settings import Settings
 
 
 class RunnerPool:
     """Lends runners; an audit never gets a runner that another model has been in.
 
-    A runner's affinity says whom it may serve: the audit whose model it has loaded, or the model
-    that was read in it when it was registered.
+    A runner's affinity says whom it may serve: "{audit}@{device}" once it has an audit's model
+    loaded, or the model that was read in it when it was registered.
     """
 
     def __init__(self, settings: Settings, name: str, *, keep: int) -> None:
-        """Starts with one warm runner.
+        """Starts with one warm runner, and says in the log how runners are confined.
 
         Args:
             settings: The service's settings.
             name: Keeps the scratch folders of processes apart.
             keep: Most runners with a model in them that wait for more work.
+
+        Raises:
+            RuntimeError: The settings demand a sandbox that this machine does not have.
         """
+        confinement.announce(settings)
         self._settings = settings
         self._keep = keep
-        self._scratch = settings.data / "scratch" / name
-        # What a killed predecessor of this process left behind.
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch = ScratchFolder(settings.data / "scratch", name)
         self._lock = threading.Lock()
         self._idle: list[RunnerProcess] = []
         self._lent: set[RunnerProcess] = set()
@@ -38,16 +41,17 @@ class RunnerPool:
     def warm(self) -> None:
         """Sees to it that a fresh runner waits."""
         with self._lock:
-            fresh = any(runner.affinity is None and runner.alive for runner in self._idle)
+            self._bury()
+            fresh = any(runner.affinity is None for runner in self._idle)
             if not fresh and not self._closed:
-                self._idle.append(RunnerProcess(self._settings, self._scratch))
+                self._idle.append(RunnerProcess(self._settings, self._scratch.path))
 
     def take(self, *affinities: str) -> RunnerProcess:
         """Lends a runner of the first of these affinities that has one, else a fresh one."""
         with self._lock:
             runner = self._pick(affinities)
             if runner is None:
-                runner = RunnerProcess(self._settings, self._scratch)
+                runner = RunnerProcess(self._settings, self._scratch.path)
             self._lent.add(runner)
         return runner
 
@@ -73,11 +77,11 @@ class RunnerPool:
         runner.kill()
         self.warm()
 
-    def forget(self, affinity: str) -> None:
+    def forget(self, audit: str) -> None:
         """Ends the idle runners of an audit that needs them no more."""
         with self._lock:
-            over = [runner for runner in self._idle if runner.affinity == affinity]
-            self._idle = [runner for runner in self._idle if runner.affinity != affinity]
+            over = [idle for idle in self._idle if (idle.affinity or "").startswith(f"{audit}@")]
+            self._idle = [idle for idle in self._idle if idle not in over]
         for runner in over:
             runner.kill()
         self.warm()
@@ -90,9 +94,16 @@ class RunnerPool:
             self._idle = []
         for runner in runners:
             runner.kill()
+        self._scratch.close()
+
+    def _bury(self) -> None:
+        """Lets go of idle runners that have died, and of their folders."""
+        for runner in [runner for runner in self._idle if not runner.alive]:
+            self._idle.remove(runner)
+            runner.kill()
 
     def _pick(self, affinities: tuple[str, ...]) -> RunnerProcess | None:
-        self._idle = [runner for runner in self._idle if runner.alive]
+        self._bury()
         for wanted in (*affinities, None):
             for runner in self._idle:
                 if runner.affinity == wanted:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,13 +20,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_audit_server import logs
+from onnx_audit_server import logs, metrics
+from onnx_audit_server.jobs import memory
+from onnx_audit_server.jobs.confinement import terms
+from onnx_audit_server.jobs.devices import devices
+from onnx_audit_server.sandbox.paths import import_path
 from onnx_audit_server.settings import Settings
 
 POLL = 0.2
 """Seconds between two looks whether the work should stop."""
+MEMORY_POLL = 0.05
+"""Seconds between two looks at the memory that it takes, which grows by gigabytes in a second."""
+RUNNER = "onnx_audit_server.jobs.runner"
+"""The module that runs in the other process."""
 LINE_LIMIT = 1 << 20
 """Longest message that a runner may send, in bytes; a longer one ends it."""
+RESULT_LIMIT = 1 << 30
+"""Largest result that is read into memory, in bytes."""
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 """The environment variables that a runner sees; the parent's others may hold secrets."""
 
@@ -36,7 +48,12 @@ class RunnerDiedError(Exception):
 
 
 class RunnerError(Exception):
-    """The runner answered a command with an error; `reason` is a v1.ErrorReason's name."""
+    """The runner answered a command with an error, or was ended for what the command took.
+
+    Attributes:
+        reason: A v1.ErrorReason's name.
+        metadata: Details for machines.
+    """
 
     def __init__(self, reason: str, message: str, metadata: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -48,8 +65,8 @@ class RunnerProcess:
     """One isolated process with a scratch folder of its own.
 
     Attributes:
-        affinity: The audit whose model it has loaded, or the model that was read in it when it was
-            registered; None while it is fresh.
+        affinity: The audit whose model it has loaded and the device it has it on, or the model
+            that was read in it when it was registered; None while it is fresh.
         context: What its log lines are about, such as the shard it works on.
         scratch: Its working folder; goes with it.
     """
@@ -59,12 +76,16 @@ class RunnerProcess:
         self.scratch = Path(tempfile.mkdtemp(prefix="runner-", dir=scratch_root))
         self.affinity: str | None = None
         self.context: dict[str, object] = {}
+        self._memory = memory.limit(settings.runner_memory_bytes, len(devices(settings)))
+        self._timeout = settings.shard_timeout
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=1000)
         self._last_words: deque[str] = deque(maxlen=20)
+        self._told = self._booked = 0.0
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                [sys.executable, "-m", "onnx_audit_server.jobs.runner", str(writing)],
+                [sys.executable, "-P", "-m", RUNNER, str(writing),
+                 terms(settings, self.scratch).to_json()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -72,7 +93,7 @@ class RunnerProcess:
                 env=_environment(settings, self.scratch),
                 pass_fds=(writing,),
                 start_new_session=True,
-            )
+            )  # fmt: skip
         finally:
             os.close(writing)
         threading.Thread(target=self._read_messages, args=(reading,), daemon=True).start()
@@ -103,7 +124,8 @@ class RunnerProcess:
             progress: Called with each progress message.
 
         Raises:
-            RunnerError: The command failed; the runner lives on.
+            RunnerError: The command failed; or it took more memory or time than the settings
+                allow, and the runner is gone.
             RunnerDiedError: The process ended.
         """
         try:
@@ -112,8 +134,9 @@ class RunnerProcess:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        last_look = 0.0
+        begin = last_look = time.monotonic()
         while True:
+            self._check_use(begin)
             # Asked by the clock and not when idle: a chatty runner must not put it off.
             if time.monotonic() - last_look >= POLL:
                 last_look = time.monotonic()
@@ -121,20 +144,69 @@ class RunnerProcess:
                     self.kill()
                     raise reason
             try:
-                message = self._messages.get(timeout=POLL)
+                message = self._messages.get(timeout=MEMORY_POLL)
             except queue.Empty:
                 continue
             match message:
                 case None:
                     raise self._died()
                 case {"kind": "done"}:
+                    self._note(message)
                     return
                 case {"kind": "error", "reason": str(reason_name), "message": str(text)}:
                     metadata = message.get("metadata")
                     pairs = metadata.items() if isinstance(metadata, dict) else ()
                     raise RunnerError(reason_name, text, {str(k): str(v) for k, v in pairs})
                 case {"kind": "progress"} if progress is not None:
+                    self._note(message)
                     progress(message)
+
+    def result(self, path: Path) -> bytes:
+        """Returns what a command has written to a file in its folder.
+
+        Raises:
+            RunnerError: There is no such file, or it is not what a runner writes.
+        """
+        try:
+            # It may be a link to a file of this process, or a pipe that never ends.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise RunnerError("INTERNAL", f"no result: {error.strerror}", {}) from None
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > RESULT_LIMIT:
+                raise RunnerError("INTERNAL", f"a result of {found.st_size:,} bytes", {})
+            return file.read(RESULT_LIMIT)
+
+    def _check_use(self, begin: float) -> None:
+        """Ends the runner where a command takes too much."""
+        used, seconds = memory.used_bytes(self._process.pid), time.monotonic() - begin
+        if used > self._memory:
+            self.kill()
+            raise RunnerError(
+                "LIMIT_EXCEEDED",
+                f"the model used {used:,} bytes of memory; at most {self._memory:,} are accepted",
+                {"limit": "memory", "found": str(used), "allowed": str(self._memory)},
+            )
+        if seconds > self._timeout:
+            self.kill()
+            raise RunnerError(
+                "DEADLINE_EXCEEDED",
+                f"one step of the work ran for {seconds:,.1f} seconds; at most "
+                f"{self._timeout:g} are accepted",
+                {"limit": "shard_timeout", "allowed": f"{self._timeout:g}"},
+            )
+
+    def take_evaluations(self) -> float:
+        """Gradient evaluations that it has told of since the last time that this was asked."""
+        fresh, self._booked = self._told - self._booked, self._told
+        return fresh
+
+    def _note(self, message: Mapping[str, Any]) -> None:
+        told = message.get("evaluations")
+        # What a runner says may be anything; a count never falls.
+        if isinstance(told, float) and math.isfinite(told):
+            self._told = max(self._told, told)
 
     def kill(self) -> None:
         """Ends the process and all that it started, and removes its scratch folder."""
@@ -149,6 +221,7 @@ class RunnerProcess:
     def _died(self) -> RunnerDiedError:
         self.kill()
         code = self._process.returncode
+        metrics.RUNNER_DEATHS.labels("signal" if code < 0 else "exit").inc()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         words = "; its last words: " + " | ".join(self._last_words) if self._last_words else ""
         return RunnerDiedError(f"the process that ran the model ended by {how}{words}")
@@ -181,14 +254,13 @@ def _environment(settings: Settings, scratch: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     threads = str(settings.threads)
     return kept | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(import_path()),
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # Waiting threads that spin cost a busy machine several times the work itself.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "ONNX_AUDIT_RUNNER_MEMORY": str(settings.runner_memory_bytes),
         # Before the import of ONNX Runtime, which would send otherwise.
         "ORT_DISABLE_TELEMETRY": "1",
         "NVIDIA_TF32_OVERRIDE": "0",

@@ -87,17 +87,19 @@ class StoredSections:
             if base in found and auditor not in found:
                 # Its shards read what those of the other auditor have found.
                 partials = found[base].partials_sha256
-                if any(self._blobs.size(digest) is None for digest in partials):
+                if any(self._blobs.hold(digest) is None for digest in partials):
                     del found[base]
         return found
 
     def _whole(self, section: str) -> bool:
         """Whether a section and its artefacts are in the blob store."""
+        if self._blobs.hold(section) is None:
+            return False
         try:
             result = v1.SectionResult.FromString(self._blobs.get(section))
         except (FileNotFoundError, DecodeError):
             return False
-        return all(self._blobs.size(blob.sha256) is not None for blob in artefacts(result))
+        return all(self._blobs.hold(blob.sha256) is not None for blob in artefacts(result))
 
 
 def artefacts(message: Message) -> Iterator[v1.BlobRef]:

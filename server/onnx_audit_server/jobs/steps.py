@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+import structlog
 from google.rpc import status_pb2
 
 from onnx_audit import v1
-from onnx_audit_server import logs, metrics
+from onnx_audit_server import logs, metrics, tracing
 from onnx_audit_server.errors import ServiceError
 from onnx_audit_server.jobs import reuse
 from onnx_audit_server.reports import assemble, policy
 from onnx_audit_server.reports.sources import ReportSources
 from onnx_audit_server.store.blobs import BlobStore
-from onnx_audit_server.store.records import ENDED, Records, now, now_us, state_changed
+from onnx_audit_server.store.clock import now_us
+from onnx_audit_server.store.records import ENDED, Records, now, state_changed
 from onnx_auditors.errors import AuditError
 
 log = logs.get(__name__)
@@ -30,6 +32,13 @@ class AuditSteps:
         self._records = records
         self._blobs = blobs
         self._sections = sections
+
+    def bind_trace(self, identifier: str) -> None:
+        """Makes the log lines that follow carry the audit and its trace."""
+        structlog.contextvars.clear_contextvars()
+        audit = self._records.get_audit(identifier)
+        if audit is not None and (trace := tracing.parse(audit.traceparent)) is not None:
+            tracing.bind(trace)
 
     def begin(self, identifier: str) -> bool:
         """Marks an audit as running; says whether it is to run at all."""
@@ -46,6 +55,15 @@ class AuditSteps:
             return False
         timeout = audit.timeout.ToNanoseconds() / 1e9
         self._records.set_expiry(identifier, now_us() + round(timeout * 1e6))
+        waited = audit.start_time.ToNanoseconds() - audit.create_time.ToNanoseconds()
+        metrics.QUEUE_WAIT_SECONDS.observe(waited / 1e9)
+        tracing.start(
+            "queue",
+            tracing.parse(audit.traceparent),
+            "PRODUCER",
+            {"onnx_audit.audit": identifier},
+            start_ns=audit.create_time.ToNanoseconds(),
+        ).end()
         log.info("audit started", audit=identifier)
         return True
 
@@ -86,12 +104,12 @@ class AuditSteps:
         auditor, section, partials = json.loads(text)
         audit, plan = self._known(identifier), self._plan(plan_blob)
         self._sections.keep(audit, plan, auditor, section, partials)
-        ready = v1.AuditEvent.SectionReady(auditor=auditor)
-        self._records.append_events(identifier, [v1.AuditEvent(section_ready=ready)])
+        ready = v1.AuditEvent(section_ready=v1.AuditEvent.SectionReady(auditor=auditor))
+        self._records.settle(identifier, f"section {auditor}", section, lambda _: [ready])
 
     def _known(self, identifier: str) -> v1.Audit:
         audit = self._records.get_audit(identifier)
-        assert audit is not None  # noqa: S101 - audits are never removed
+        assert audit is not None  # noqa: S101 - none is removed before its end
         return audit
 
     def _plan(self, blob: str) -> v1.AuditPlan:
@@ -124,24 +142,21 @@ class AuditSteps:
             contradiction: str = failed.status.SerializeToString().hex()
             return contradiction
         blob = self._blobs.put(assemble.to_json(report), "application/json")
-        self._records.set_report(identifier, blob.sha256)
         result = self._apply_policy(audit, report)
 
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:
             if audit.state == v1.AUDIT_STATE_CANCELLING:
                 audit.state = v1.AUDIT_STATE_CANCELLED
-            elif audit.state == v1.AUDIT_STATE_RUNNING:
+            else:
                 audit.state = v1.AUDIT_STATE_SUCCEEDED
                 audit.report_digest = report.digest
                 if result is not None:
                     audit.policy_result.CopyFrom(result)
                     audit.verdict = result.verdict
-            else:
-                return []
             audit.end_time.CopyFrom(now())
             return [state_changed(audit)]
 
-        self._count_end(self._records.update_audit(identifier, change))
+        self._count_end(self._records.end_audit(identifier, change, blob.sha256))
         return ""
 
     def _apply_policy(self, audit: v1.Audit, report: v1.Report) -> v1.PolicyResult | None:
@@ -157,8 +172,6 @@ class AuditSteps:
         self._records.request_stop(identifier, status)
 
         def change(audit: v1.Audit) -> list[v1.AuditEvent]:
-            if audit.state in ENDED:
-                return []
             if audit.state == v1.AUDIT_STATE_CANCELLING:
                 audit.state = v1.AUDIT_STATE_CANCELLED
             else:
@@ -167,9 +180,13 @@ class AuditSteps:
             audit.end_time.CopyFrom(now())
             return [state_changed(audit)]
 
-        self._count_end(self._records.update_audit(identifier, change))
+        self._count_end(self._records.end_audit(identifier, change))
 
-    def _count_end(self, audit: v1.Audit) -> None:
+    def _count_end(self, audit: v1.Audit | None) -> None:
+        if audit is None:
+            return
         state, verdict = metrics.state_label(audit.state), metrics.verdict_label(audit.verdict)
         metrics.AUDITS_ENDED.labels(state, verdict).inc()
+        took = audit.end_time.ToNanoseconds() - audit.start_time.ToNanoseconds()
+        metrics.AUDIT_SECONDS.labels(state).observe(took / 1e9)
         log.info("audit ended", audit=audit.name.partition("/")[2], state=state)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from onnx_audit import v1
-from onnx_audit_server.reports import assemble, junit, markdown, sarif
+from onnx_audit_server.reports import assemble
 from onnx_audit_server.reports.document import Artefacts, Document
 
 Render: TypeAlias = Callable[[Document], bytes]
@@ -30,19 +30,37 @@ class Format:
     render: Render
 
 
+# Each form is imported when it is asked for: together they take long, drawing above all.
 def _html(document: Document) -> bytes:
-    # Drawing takes long to import, and the other forms draw nothing.
     from onnx_audit_server.reports.html import page  # noqa: PLC0415
 
     return page.render(document)
 
 
+def _markdown(document: Document) -> bytes:
+    from onnx_audit_server.reports import markdown  # noqa: PLC0415
+
+    return markdown.render(document)
+
+
+def _sarif(document: Document) -> bytes:
+    from onnx_audit_server.reports import sarif  # noqa: PLC0415
+
+    return sarif.render(document)
+
+
+def _junit(document: Document) -> bytes:
+    from onnx_audit_server.reports import junit  # noqa: PLC0415
+
+    return junit.render(document)
+
+
 FORMATS: Final = {
     v1.REPORT_FORMAT_JSON: Format("application/json", lambda doc: assemble.to_json(doc.report)),
     v1.REPORT_FORMAT_HTML: Format("text/html; charset=utf-8", _html),
-    v1.REPORT_FORMAT_MARKDOWN: Format("text/markdown; charset=utf-8", markdown.render),
-    v1.REPORT_FORMAT_SARIF: Format("application/sarif+json", sarif.render),
-    v1.REPORT_FORMAT_JUNIT: Format("application/xml", junit.render),
+    v1.REPORT_FORMAT_MARKDOWN: Format("text/markdown; charset=utf-8", _markdown),
+    v1.REPORT_FORMAT_SARIF: Format("application/sarif+json", _sarif),
+    v1.REPORT_FORMAT_JUNIT: Format("application/xml", _junit),
 }
 """Every form that there is."""
 

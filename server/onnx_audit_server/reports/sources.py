@@ -80,7 +80,7 @@ class ReportSources:
 
     def _uploaded(self, name: str, field: str) -> v1.Report:
         digest = names.parse(name, "blobs", field)
-        if self._blobs.size(digest) is None:
+        if self._blobs.hold(digest) is None:
             raise ServiceError(
                 "BLOB_MISSING", f"{name} is not uploaded", metadata={"resource": name}
             )

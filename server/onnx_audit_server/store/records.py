@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -11,7 +11,10 @@ from google.protobuf import timestamp_pb2
 from google.rpc import status_pb2
 
 from onnx_audit import v1
-from onnx_audit_server.store.tables import audits, events, models, probe_sets
+from onnx_audit_server.store import uses
+from onnx_audit_server.store.clock import now_us
+from onnx_audit_server.store.database import insert, reader
+from onnx_audit_server.store.tables import audits, chores, events, models, probe_sets, settled
 
 ENDED = frozenset({v1.AUDIT_STATE_SUCCEEDED, v1.AUDIT_STATE_FAILED, v1.AUDIT_STATE_CANCELLED})
 """The states that an audit never leaves."""
@@ -34,11 +37,6 @@ def now() -> timestamp_pb2.Timestamp:
     return micros_to_timestamp(now_us())
 
 
-def now_us() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
-
-
 def micros_to_timestamp(micros: int) -> timestamp_pb2.Timestamp:
     """A moment given in microseconds since 1970, as a message."""
     return timestamp_pb2.Timestamp(seconds=micros // 10**6, nanos=micros % 10**6 * 1000)
@@ -57,9 +55,19 @@ def state_changed(audit: v1.Audit) -> v1.AuditEvent:
 class Records:
     """All reads and writes of the records; every method is one transaction."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(
+        self, engine: sa.Engine, fence: Callable[[sa.Connection], None] | None = None
+    ) -> None:
+        """Opens the records.
+
+        Args:
+            engine: The database.
+            fence: Called first in every transaction that changes an audit; what it raises keeps
+                the change from happening. Workers have one.
+        """
         self._engine = engine
-        self._reader = engine.execution_options(read_only=True)
+        self._fence = fence
+        self._reader = reader(engine)
 
     # Models and probe sets
 
@@ -108,6 +116,7 @@ class Records:
                 connection.execute(
                     sa.update(table).where(table.c.sha256 == sha256).values(message=content)
                 )
+                uses.note(connection, [sha256])
         return content
 
     def _get(self, table: sa.Table, sha256: str) -> bytes | None:
@@ -202,6 +211,7 @@ class Records:
                 verdict=audit.verdict,
                 message=audit.SerializeToString(deterministic=True),
                 last_sequence=0,
+                principal=audit.principal,
             )
         )
         audit.last_sequence = self._append(connection, identifier, [state_changed(audit)])
@@ -238,34 +248,128 @@ class Records:
         Raises:
             KeyError: There is no such audit.
         """
-        with self._engine.begin() as connection:
-            row = connection.execute(
-                sa.select(audits).where(audits.c.id == identifier).with_for_update()
-            ).first()
-            if row is None:
-                raise KeyError(identifier)
-            audit = _audit(row)
-            added = list(change(audit))
-            connection.execute(
-                sa.update(audits)
-                .where(audits.c.id == identifier)
-                .values(
-                    state=audit.state,
-                    verdict=audit.verdict,
-                    message=audit.SerializeToString(deterministic=True),
-                )
+        with self._changing() as connection:
+            return self._change(
+                connection, identifier, self._locked(connection, identifier), change
             )
-            if added:
-                audit.last_sequence = self._append(connection, identifier, added)
+
+    def end_audit(
+        self,
+        identifier: str,
+        change: Callable[[v1.Audit], Iterable[v1.AuditEvent]],
+        report: str | None = None,
+    ) -> v1.Audit | None:
+        """Ends an audit, unless it has ended; returns it, None where it had ended before.
+
+        Args:
+            identifier: The audit.
+            change: As for `update_audit`; makes the state one of ENDED.
+            report: The blob that holds its report, kept only if the audit succeeds.
+        """
+        with self._changing() as connection:
+            audit = self._locked(connection, identifier)
+            if audit.state in ENDED:
+                return None
+            self._change(connection, identifier, audit, change)
+            if report is not None and audit.state == v1.AUDIT_STATE_SUCCEEDED:
+                connection.execute(
+                    sa.update(audits).where(audits.c.id == identifier).values(report=report)
+                )
+        return audit
+
+    def settle(
+        self,
+        identifier: str,
+        key: str,
+        value: str,
+        change: Callable[[v1.Audit], Iterable[v1.AuditEvent]],
+    ) -> str:
+        """Keeps a value under a key of an audit, and the change that goes with it, once.
+
+        Returns the value that is kept: that of the first call.
+        """
+        with self._changing() as connection:
+            audit = self._locked(connection, identifier)
+            row = {"audit": identifier, "key": key, "value": value}
+            added = insert(connection, settled).values(row).on_conflict_do_nothing()
+            if connection.execute(added).rowcount == 0:
+                known = self._settled(connection, identifier, key)
+                assert known is not None  # noqa: S101 - it stood in the way
+                return known
+            self._change(connection, identifier, audit, change)
+        return value
+
+    def settled(self, identifier: str, key: str) -> str | None:
+        """The value that is kept under a key of an audit, None where there is none."""
+        with self._reader.begin() as connection:
+            return self._settled(connection, identifier, key)
+
+    def all_settled(self, identifier: str, keys: Sequence[str]) -> dict[str, str]:
+        """The values that are kept under some keys of an audit, by those keys that have one."""
+        query = sa.select(settled.c.key, settled.c.value).where(
+            settled.c.audit == identifier, settled.c.key.in_(keys)
+        )
+        with self._reader.begin() as connection:
+            return {row.key: row.value for row in connection.execute(query)}
+
+    def _settled(self, connection: sa.Connection, identifier: str, key: str) -> str | None:
+        query = sa.select(settled.c.value).where(
+            settled.c.audit == identifier, settled.c.key == key
+        )
+        return connection.execute(query).scalar()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sa.Connection]:
+        """A transaction that may change audits, if this process may."""
+        with self._engine.begin() as connection:
+            if self._fence is not None:
+                self._fence(connection)
+            yield connection
+
+    def _locked(self, connection: sa.Connection, identifier: str) -> v1.Audit:
+        """Reads an audit that no other transaction changes until this one ends."""
+        row = connection.execute(
+            sa.select(audits).where(audits.c.id == identifier).with_for_update()
+        ).first()
+        if row is None:
+            raise KeyError(identifier)
+        return _audit(row)
+
+    def _change(
+        self,
+        connection: sa.Connection,
+        identifier: str,
+        audit: v1.Audit,
+        change: Callable[[v1.Audit], Iterable[v1.AuditEvent]],
+    ) -> v1.Audit:
+        """Applies a change to an audit, as it was read under its lock."""
+        added = list(change(audit))
+        audit.last_sequence += len(added)
+        connection.execute(
+            sa.update(audits)
+            .where(audits.c.id == identifier)
+            .values(
+                state=audit.state,
+                verdict=audit.verdict,
+                last_sequence=audit.last_sequence,
+                message=audit.SerializeToString(deterministic=True),
+            )
+        )
+        _store(connection, identifier, added, audit.last_sequence)
         return audit
 
     def set_expiry(self, identifier: str, expire_us: int) -> None:
-        """Sets the moment at which the audit runs out of time."""
-        self._set(identifier, expire_us=expire_us)
+        """Sets the moment at which the audit runs out of time; the first one stays."""
+        with self._changing() as connection:
+            connection.execute(
+                sa.update(audits)
+                .where(audits.c.id == identifier, audits.c.expire_us.is_(None))
+                .values(expire_us=expire_us)
+            )
 
     def request_stop(self, identifier: str, reason: status_pb2.Status) -> None:
         """Makes the audit's running and waiting shards end; the first reason stays."""
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             connection.execute(
                 sa.update(audits)
                 .where(audits.c.id == identifier, audits.c.stop.is_(None))
@@ -284,10 +388,6 @@ class Records:
             return status_pb2.Status(code=4, message="the audit ran out of time")
         return None
 
-    def set_report(self, identifier: str, sha256: str) -> None:
-        """Notes which blob holds the report."""
-        self._set(identifier, report=sha256)
-
     def report_blob(self, identifier: str) -> str | None:
         """The blob that holds the report, None where there is none."""
         with self._reader.begin() as connection:
@@ -303,15 +403,25 @@ class Records:
         with self._reader.begin() as connection:
             return {(row[0], row[1]): row[2] for row in connection.execute(query)}
 
-    def _set(self, identifier: str, **values: object) -> None:
-        with self._engine.begin() as connection:
-            connection.execute(sa.update(audits).where(audits.c.id == identifier).values(values))
+    def oldest_queued_us(self) -> int | None:
+        """When the audit that waits longest was accepted, None where none waits."""
+        query = sa.select(sa.func.min(audits.c.created_us)).where(
+            audits.c.state == v1.AUDIT_STATE_QUEUED
+        )
+        with self._reader.begin() as connection:
+            return connection.execute(query).scalar()
+
+    def chore_done_us(self, name: str) -> int:
+        """When work that one process does at a time was last done; 0 for never."""
+        with self._reader.begin() as connection:
+            query = sa.select(chores.c.done_us).where(chores.c.name == name)
+            return connection.execute(query).scalar() or 0
 
     # Events
 
     def append_events(self, identifier: str, added: Sequence[v1.AuditEvent]) -> None:
         """Numbers and stores events of an audit."""
-        with self._engine.begin() as connection:
+        with self._changing() as connection:
             self._append(connection, identifier, added)
 
     def events_after(self, identifier: str, sequence: int, limit: int) -> list[v1.AuditEvent]:
@@ -340,17 +450,24 @@ class Records:
             .values(last_sequence=audits.c.last_sequence + len(added))
             .returning(audits.c.last_sequence)
         ).scalar_one()
-        moment = now()
-        for sequence, event in enumerate(added, start=last - len(added) + 1):
-            event.audit = f"audits/{identifier}"
-            event.sequence = sequence
-            event.time.CopyFrom(moment)
-            connection.execute(
-                sa.insert(events).values(
-                    audit=identifier, sequence=sequence, message=event.SerializeToString()
-                )
-            )
+        _store(connection, identifier, added, last)
         return last
+
+
+def _store(
+    connection: sa.Connection, identifier: str, added: Sequence[v1.AuditEvent], last: int
+) -> None:
+    """Stores events of an audit; the last one gets the given number."""
+    moment, rows = now(), []
+    for sequence, event in enumerate(added, start=last - len(added) + 1):
+        event.audit = f"audits/{identifier}"
+        event.sequence = sequence
+        event.time.CopyFrom(moment)
+        rows.append(
+            {"audit": identifier, "sequence": sequence, "message": event.SerializeToString()}
+        )
+    if rows:
+        connection.execute(sa.insert(events), rows)
 
 
 def _audit(row: sa.Row[tuple[object, ...]]) -> v1.Audit:

@@ -7,7 +7,7 @@ import contextlib
 import sqlalchemy as sa
 
 from onnx_audit import v1
-from onnx_audit_server.store.records import now_us
+from onnx_audit_server.store.clock import now_us
 from onnx_audit_server.store.tables import sections
 
 

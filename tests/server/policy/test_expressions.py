@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.server.made_reports import report
 
 from onnx_audit import v1
-from onnx_audit_server.reports.policy.check import MAX_EXPRESSION, check
+from onnx_audit_server.reports.policy.checking import MAX_EXPRESSION, check
 from onnx_audit_server.reports.policy.expression import Data, mistakes
 from onnx_audit_server.reports.policy.values import plain
 

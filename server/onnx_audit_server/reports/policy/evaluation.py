@@ -20,14 +20,7 @@ from onnx_audit_server.reports.policy.values import plain
 def evaluate(
     policy: v1.Policy, report: v1.Report, baseline: v1.Report | None, moment: datetime
 ) -> v1.PolicyResult:
-    """Applies a policy in which `check` has found nothing.
-
-    Args:
-        policy: The policy.
-        report: The report.
-        baseline: The report to compare with, if there is one.
-        moment: The time at which waivers have to be in force, with its zone.
-    """
+    """See `policy.evaluate`."""
     data = Data(_variables(policy, report, baseline))
     time = timestamp_pb2.Timestamp()
     time.FromDatetime(moment)

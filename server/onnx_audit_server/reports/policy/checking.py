@@ -24,10 +24,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check(policy: v1.Policy) -> list[Violation]:
-    """Everything that is wrong with a policy; nothing if it can be applied.
-
-    What is wrong inside an expression starts with "line L, column C: ".
-    """
+    """See `policy.check`."""
     return [*_whole(policy), *_gates(policy), *_waivers(policy)]
 
 
