@@ -33,6 +33,7 @@ from onnx_audit_server.jobs.running import INTERVAL, Running, set_slots
 from onnx_audit_server.jobs.steps import AuditSteps
 from onnx_audit_server.jobs.tasks import Outcome, Task, TaskExecutor
 from onnx_audit_server.settings import Settings
+from onnx_audit_server.store.database import IDLE_SECONDS
 from onnx_audit_server.store.faults import is_transient
 from onnx_auditors.registry import BUILDS_ON
 
@@ -116,6 +117,7 @@ class Worker:
             "log_level": "WARNING",
             "run_migrations": False,
             "notification_listener_polling_interval_sec": 0.5,
+            "sys_db_idle_transaction_timeout_sec": IDLE_SECONDS,
         }
         dbos = DBOS(config=config)
         DBOS.listen_queues(list(self._running.limits))

@@ -31,6 +31,13 @@ SOON = {
 }
 """Makes PostgreSQL's client notice within seconds that the server is gone without a word."""
 
+IDLE_SECONDS = 10.0
+"""How long a transaction on PostgreSQL may wait for its client before the server gives it up.
+
+One whose process stands still, or whose machine is gone, keeps its locks from everybody else. By
+the time that others take such a worker for dead they are free.
+"""
+
 _MIGRATIONS = Path(str(resources.files("onnx_audit_server.store") / "migrations"))
 
 WAL_ATTEMPTS = 200
@@ -44,6 +51,7 @@ def connect(url: str) -> sa.Engine:
         engine = sa.create_engine(url, pool_size=10)
     else:
         engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10, connect_args=SOON)
+        sa.event.listen(engine, "connect", _free_locks_soon)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_immediate)
@@ -81,6 +89,15 @@ def lock(connection: sa.Connection, key: int, *, shared: bool = False) -> None:
     if connection.dialect.name == "postgresql":
         function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
         connection.execute(sa.text(f"SELECT {function}({key})"))
+
+
+def outlast(connection: sa.Connection) -> None:
+    """Lets the transaction hold its locks for as long as its process is there, busy or paused.
+
+    For what must not go on once they are free, and cannot be undone.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 class WrongFormError(RuntimeError):
@@ -196,6 +213,16 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 -
                 raise
             time.sleep(WAL_PAUSE)
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _free_locks_soon(connection: psycopg.Connection, _record: object) -> None:
+    # Not as options of the connection: proxies such as PgBouncer refuse those.
+    connection.execute(
+        f"SET idle_in_transaction_session_timeout = {int(IDLE_SECONDS * 1000)};"
+        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5;"
+        "SET tcp_keepalives_count = 3"
+    )
+    connection.commit()
 
 
 def _count_error(context: sa.engine.ExceptionContext) -> None:

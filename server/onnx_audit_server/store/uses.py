@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from onnx_audit_server.store.clock import now_us
-from onnx_audit_server.store.database import insert, lock
+from onnx_audit_server.store.database import insert, lock, outlast
 from onnx_audit_server.store.tables import uses
 
 LOCK = 0x6F6E6763
@@ -26,7 +26,11 @@ def share(connection: sa.Connection) -> None:
 
 
 def exclude(connection: sa.Connection) -> None:
-    """Keeps notes of uses and new references out until the transaction ends."""
+    """Keeps notes of uses and new references out until the transaction ends.
+
+    However long that takes: what is removed in it does not come back.
+    """
+    outlast(connection)
     lock(connection, LOCK)
 
 

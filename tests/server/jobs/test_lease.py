@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.server.postgres import postgres
@@ -13,8 +15,10 @@ from tests.server.postgres import postgres
 from onnx_audit import v1
 from onnx_audit_server.jobs.lease import BEATS, LONGEST_GAP, Silences
 from onnx_audit_server.jobs.patience import HandedBack
-from onnx_audit_server.store.database import connect, migrate
+from onnx_audit_server.store.database import IDLE_SECONDS, connect, migrate
+from onnx_audit_server.store.faults import is_transient
 from onnx_audit_server.store.records import Records
+from onnx_audit_server.store.uses import Uses, exclude
 from onnx_audit_server.store.workers import NameTakenError, WorkerRecords, WorkerRow, holds
 
 AFTER = 12.0
@@ -94,6 +98,38 @@ def test_a_write_under_way_ends_before_its_worker_is_taken_for_dead() -> None:
         assert order == ["written", "fenced"]
         with engine.begin() as connection:
             assert not holds(connection, "a")
+        engine.dispose()
+
+
+def test_a_write_that_stands_still_holds_nobody_up() -> None:
+    """On PostgreSQL: its locks are free in time; it cannot go on, and may begin anew.
+
+    A removal that stands still goes on, and whoever would rely on what it removes waits for it.
+    """
+    with postgres() as url:
+        engine = connect(url)
+        migrate(engine)
+        workers, uses = WorkerRecords(engine), Uses(engine, 0.0)
+        workers.add(row("a"))
+        removal = engine.connect()
+        with removal.begin(), engine.connect() as paused:
+            exclude(removal)
+            noting = threading.Thread(target=uses.note, args=(["0" * 64],))
+            noting.start()
+            transaction = paused.begin()
+            assert holds(paused, "a")
+            start = time.monotonic()
+            assert workers.fence("a", 0, "b")
+            assert IDLE_SECONDS - 1 < time.monotonic() - start < AFTER
+            with pytest.raises(sa.exc.DBAPIError) as failure:
+                holds(paused, "a")
+            assert is_transient(failure.value)
+            transaction.rollback()
+            with paused.begin():
+                assert not holds(paused, "a")
+            assert noting.is_alive()
+        noting.join()
+        removal.close()
         engine.dispose()
 
 
