@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -82,11 +83,15 @@ class UploadBusyError(Exception):
 
 
 class Upload:
-    """A staged upload that this holder alone may append to."""
+    """A staged upload that this holder alone may append to.
 
-    def __init__(self, digest: str, file: FileIO) -> None:
+    Each chunk is hashed by one thread while another one writes it.
+    """
+
+    def __init__(self, digest: str, file: FileIO, hashing: Executor) -> None:
         self.digest = digest
         self._file = file
+        self._hashing = hashing
         self._hash = hashlib.sha256()
         file.seek(0)
         while chunk := file.read(CHUNK):
@@ -101,10 +106,13 @@ class Upload:
 
     def append(self, data: bytes) -> None:
         """Adds bytes at the end; they are in the operating system's hands on return."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._hash.update(data)
+        hashed = self._hashing.submit(self._hash.update, data)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        finally:
+            hashed.result()
         self.size += len(data)
         if self.size - self._begun >= WRITE_BACK:
             # Linux begins to write it to the disk, and waits for nothing: `seal` has less to do.
@@ -194,7 +202,8 @@ class BlobStore:
                     raise UploadBusyError(digest) from None
                 if not _is_at(file, self._part(digest)):
                     continue  # it was published or removed before it was locked
-                yield Upload(digest, file)
+                with ThreadPoolExecutor(1, "hashing") as hashing:
+                    yield Upload(digest, file, hashing)
                 return
 
     @counts_errors
