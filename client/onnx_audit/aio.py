@@ -308,7 +308,7 @@ class AsyncClient:
         """Streams an upload; a file that cannot be read any more is an OSError."""
         failures: list[OSError] = []
 
-        async def requests() -> AsyncIterator[v1.WriteRequest]:
+        async def requests() -> AsyncIterator[bytes]:
             try:
                 while (request := await asyncio.to_thread(next, step.requests, None)) is not None:
                     yield request

@@ -411,7 +411,7 @@ class Client:
         """Streams an upload; a file that cannot be read any more is an OSError."""
         failures: list[OSError] = []
 
-        def requests() -> Iterator[v1.WriteRequest]:
+        def requests() -> Iterator[bytes]:
             try:
                 yield from step.requests
             except OSError as error:  # gRPC would only say that iterating failed

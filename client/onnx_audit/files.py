@@ -10,8 +10,11 @@ from typing import Final, TypeAlias
 
 from onnx_audit import v1
 
-# Half of the schema's limit for one message: both sides then copy within their caches.
-CHUNK_BYTES: Final = 1024 * 1024
+# The schema's limit for one message.
+CHUNK_BYTES: Final = 2 * 1024 * 1024
+
+# How a full chunk begins on the wire: which field it is, and its length.
+_FULL_CHUNK: Final = v1.WriteRequest(data=bytes(CHUNK_BYTES)).SerializeToString()[:-CHUNK_BYTES]
 
 # Called with (name of the file, bytes sent, bytes in all); possibly from another thread.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -36,37 +39,35 @@ class LocalBlob:
 
 def local_blob(path: Path, label: str | None = None) -> LocalBlob:
     """Reads a file once to know its digest and length."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return LocalBlob(path, label or path.name, digest.hexdigest(), size)
+    with path.open("rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return LocalBlob(path, label or path.name, digest.hexdigest(), file.tell())
 
 
-def write_requests(
-    blob: LocalBlob, offset: int, progress: Progress | None
-) -> Iterator[v1.WriteRequest]:
-    """The messages that upload a blob from an offset on; the last one finishes it.
+def write_requests(blob: LocalBlob, offset: int, progress: Progress | None) -> Iterator[bytes]:
+    """The serialised WriteRequests that upload a blob from an offset on; the last one finishes it.
 
     The file is read as it is sent. One that has changed since its digest was taken is found out by
     the service, which checks the digest.
     """
-    sha256 = blob.sha256
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    request = v1.WriteRequest(sha256=blob.sha256)
     with blob.path.open("rb") as file:
         file.seek(offset)
-        while True:
-            data = file.read(CHUNK_BYTES)
-            end = offset + len(data)
+        while not request.finish_write:
+            data = buffer[: file.readinto(buffer)]
+            request.write_offset = offset
+            offset += len(data)
             # A shorter file than announced ends here too; the service then refuses the digest.
-            finish = end >= blob.size or not data
-            yield v1.WriteRequest(
-                sha256=sha256, write_offset=offset, data=data, finish_write=finish
-            )
-            sha256 = ""  # only the first message names the blob
+            request.finish_write = offset >= blob.size or not data
+            yield _serialised(request, data)
+            request.ClearField("sha256")  # only the first message names the blob
             if progress is not None:
-                progress(blob.label, min(end, blob.size), blob.size)
-            if finish:
-                return
-            offset = end
+                progress(blob.label, min(offset, blob.size), blob.size)
+
+
+def _serialised(request: v1.WriteRequest, data: memoryview) -> bytes:
+    """A message with some content; protobuf itself would copy full chunks twice."""
+    if len(data) == CHUNK_BYTES:
+        return b"".join((request.SerializeToString(), _FULL_CHUNK, data))
+    return request.SerializeToString() + v1.WriteRequest(data=bytes(data)).SerializeToString()

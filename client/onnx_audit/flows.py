@@ -48,7 +48,7 @@ class Call:
 class Send:
     """Stream an upload, reading the file as it goes; the result is the response."""
 
-    requests: Iterator[v1.WriteRequest]
+    requests: Iterator[bytes]
     size: int
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 
 from onnx_audit import v1
+from onnx_audit.v1 import blob_pb2_grpc
 from onnx_audit.v1.audit_pb2_grpc import AuditServiceStub
-from onnx_audit.v1.blob_pb2_grpc import BlobServiceStub
 from onnx_audit.v1.model_pb2_grpc import ModelServiceStub
 from onnx_audit.v1.probe_set_pb2_grpc import ProbeSetServiceStub
 
@@ -45,11 +46,24 @@ class Rpc(Generic[RequestT, ResponseT]):
         return f"{self.stub.__name__.removesuffix('Stub')}/{self.method}"
 
 
+class BlobServiceStub(blob_pb2_grpc.BlobServiceStub):
+    """The generated stub, but that Write takes messages which are serialised already."""
+
+    def __init__(self, channel: grpc.Channel | grpc.aio.Channel) -> None:
+        """Opens the stub on a channel of either kind."""
+        super().__init__(channel)  # type: ignore[call-arg] # its types have a __new__
+        self.Write: Any = channel.stream_unary(
+            "/onnx_audit.v1.BlobService/Write",
+            request_serializer=None,
+            response_deserializer=v1.WriteResponse.FromString,
+        )
+
+
 FIND_MISSING = Rpc[v1.FindMissingRequest, v1.FindMissingResponse](BlobServiceStub, "FindMissing")
 QUERY_WRITE_STATUS = Rpc[v1.QueryWriteStatusRequest, v1.QueryWriteStatusResponse](
     BlobServiceStub, "QueryWriteStatus"
 )
-WRITE = Rpc[v1.WriteRequest, v1.WriteResponse](BlobServiceStub, "Write")
+WRITE = Rpc[Any, v1.WriteResponse](BlobServiceStub, "Write")
 READ = Rpc[v1.ReadRequest, v1.ReadResponse](BlobServiceStub, "Read")
 CREATE_MODEL = Rpc[v1.CreateModelRequest, v1.Model](ModelServiceStub, "CreateModel", patience=10)
 LIST_MODELS = Rpc[v1.ListModelsRequest, v1.ListModelsResponse](ModelServiceStub, "ListModels")

@@ -14,6 +14,7 @@ from onnx_audit_server import metrics
 from onnx_audit_server.access import identity
 from onnx_audit_server.access.ledger import Ledger, Reservation
 from onnx_audit_server.access.quotas import ProcessQuotas
+from onnx_audit_server.api.chunks import Chunk
 from onnx_audit_server.api.names import check_digest, not_found
 from onnx_audit_server.errors import ServiceError, invalid
 from onnx_audit_server.store.blobs import (
@@ -64,13 +65,13 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         return v1.QueryWriteStatusResponse(committed_size=self._blobs.staged_size(digest))
 
     async def Write(
-        self, request_iterator: AsyncIterator[v1.WriteRequest], context: Context
+        self, request_iterator: AsyncIterator[Any], context: Context
     ) -> v1.WriteResponse:
-        """See BlobService."""
-        first = await anext(request_iterator, None)
+        """See BlobService; the interceptor reads the messages as chunks."""
+        first: Chunk | None = await anext(request_iterator, None)
         if first is None:
             raise invalid(("sha256", "the stream ended before its first message"))
-        digest = check_digest(first.sha256, "sha256")
+        digest = check_digest(first.request.sha256, "sha256")
         size = await asyncio.to_thread(self._blobs.hold, digest)
         if size is not None:
             metrics.UPLOADS.labels("known").inc()
@@ -123,7 +124,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
             start = stop
 
     async def _count(
-        self, upload: Upload, first: v1.WriteRequest, rest: AsyncIterator[v1.WriteRequest]
+        self, upload: Upload, first: Chunk, rest: AsyncIterator[Chunk]
     ) -> v1.WriteResponse:
         """Receives an upload, and counts what is kept of it for whoever brings it."""
         reservation = Reservation(self._ledger, upload.digest, identity.current())
@@ -145,21 +146,22 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     async def _receive(
         self,
         upload: Upload,
-        request: v1.WriteRequest,
-        rest: AsyncIterator[v1.WriteRequest],
+        chunk: Chunk,
+        rest: AsyncIterator[Chunk],
         reservation: Reservation,
     ) -> v1.WriteResponse:
         """Appends the chunks of a stream; publishes the blob when the last one has come."""
-        if request.write_offset == 0 and upload.size:
+        loop = asyncio.get_running_loop()
+        if chunk.request.write_offset == 0 and upload.size:
             upload.restart()
         while True:
-            data = request.data  # each look at the field makes a copy
-            self._check_chunk(upload, request.write_offset, len(data))
-            size = upload.size + len(data)
+            request, length = chunk.request, len(chunk.data)
+            self._check_chunk(upload, request.write_offset, length)
+            size = upload.size + length
             if reservation.needs(size):
                 await asyncio.to_thread(reservation.grow, size, last=request.finish_write)
-            metrics.UPLOADED_BYTES.inc(len(data))
-            appended = asyncio.create_task(asyncio.to_thread(upload.append, data))
+            metrics.UPLOADED_BYTES.inc(length)
+            appended = loop.run_in_executor(None, upload.append, chunk.data)
             try:
                 # The next message comes in while this one is hashed and written.
                 following = None if request.finish_write else await anext(rest, None)
@@ -170,7 +172,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
                 return v1.WriteResponse(committed_size=upload.size, complete=True)
             if following is None:
                 return v1.WriteResponse(committed_size=upload.size, complete=False)
-            request = following
+            chunk = following
 
     def _check_chunk(self, upload: Upload, offset: int, length: int) -> None:
         if offset != upload.size:

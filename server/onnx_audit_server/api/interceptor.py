@@ -17,6 +17,7 @@ from onnx_audit_server.access.attempts import address_of
 from onnx_audit_server.access.certificates import peer_name
 from onnx_audit_server.access.guard import Guard, check_scope
 from onnx_audit_server.access.quotas import ProcessQuotas
+from onnx_audit_server.api.chunks import read_chunk
 from onnx_audit_server.errors import ServiceError
 from onnx_audit_server.store.faults import is_transient
 
@@ -27,6 +28,9 @@ STORE_RETRY = 2.0
 """Seconds after which a call may be tried again that a store's absence broke."""
 QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Methods that machines call all the time; they are counted, not logged."""
+
+READERS: dict[str, Callable[[bytes], Any]] = {"/onnx_audit.v1.BlobService/Write": read_chunk}
+"""How messages are read that are not read by the generated code."""
 
 log = logs.get(__name__)
 
@@ -114,7 +118,7 @@ def _wrap(method: str, handler: Any, gate: Gate) -> Any:  # noqa: ANN401 - four 
     wrap = _wrap_stream if handler.response_streaming else _wrap_single
     return make(
         wrap(method, behaviour, gate),
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=READERS.get(method, handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
 

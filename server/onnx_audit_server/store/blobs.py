@@ -104,7 +104,7 @@ class Upload:
         self._hash = hashlib.sha256()
         self.size = self._begun = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Adds bytes at the end; they are in the operating system's hands on return."""
         hashed = self._hashing.submit(self._hash.update, data)
         try:
