@@ -52,7 +52,10 @@ def _find_data(message: bytes) -> tuple[int, int, int] | None:
     """
     found = None
     position = 0
-    while position < len(message):
+    # Whoever sends a field more than once must not keep the loop of all calls busy here.
+    for _ in v1.WriteRequest.DESCRIPTOR.fields:
+        if position >= len(message):
+            break
         begin = position
         tag, position = _varint(message, position)
         value, position = _varint(message, position)
