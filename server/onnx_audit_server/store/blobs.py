@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -85,7 +85,8 @@ class UploadBusyError(Exception):
 class Upload:
     """A staged upload that this holder alone may append to.
 
-    Each chunk is hashed by one thread while another one writes it.
+    A chunk is hashed by one thread while another one writes it, and may be so while the next one is
+    written.
     """
 
     def __init__(self, digest: str, file: FileIO, hashing: Executor) -> None:
@@ -93,6 +94,7 @@ class Upload:
         self._file = file
         self._hashing = hashing
         self._hash = hashlib.sha256()
+        self._hashed: Future[None] = hashing.submit(lambda: None)
         file.seek(0)
         while chunk := file.read(CHUNK):
             self._hash.update(chunk)
@@ -100,19 +102,18 @@ class Upload:
 
     def restart(self) -> None:
         """Drops what was staged."""
+        self._hashed.result()
         self._file.truncate(0)
         self._hash = hashlib.sha256()
         self.size = self._begun = 0
 
     def append(self, data: bytes | memoryview) -> None:
         """Adds bytes at the end; they are in the operating system's hands on return."""
-        hashed = self._hashing.submit(self._hash.update, data)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        finally:
-            hashed.result()
+        before, self._hashed = self._hashed, self._hashing.submit(self._hash.update, data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        before.result()
         self.size += len(data)
         if self.size - self._begun >= WRITE_BACK:
             # Linux begins to write it to the disk, and waits for nothing: `seal` has less to do.
@@ -126,6 +127,7 @@ class Upload:
         Raises:
             DigestMismatchError: They are not.
         """
+        self._hashed.result()
         if (found := self._hash.hexdigest()) != self.digest:
             raise DigestMismatchError(self.digest, found)
         os.fsync(self._file.fileno())
