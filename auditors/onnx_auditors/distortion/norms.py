@@ -18,6 +18,10 @@ from torch import Tensor
 _NEWTON_STEPS = 30
 _CLOSE = 1e-6
 _TINY = 1e-30
+_FEW = 64
+"""Least number of entries that are looked at before all are sorted."""
+_BLOCK = 2**17
+"""Entries of the rows that are projected together: their intermediate values stay in the cache."""
 
 Nearest = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """From normal [n, d], needed [n], lower and upper [n, d] to the step [n, d]."""
@@ -77,22 +81,46 @@ def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -
 def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in L1; see `Norm.nearest`. The last entry is filled in part."""
     weight, room = normal.abs(), _room(normal, lower, upper)
-    weight, order = weight.sort(dim=1, descending=True, stable=True)
-    room = room.gather(1, order)
-    gain = weight * room
-    before = gain.cumsum(1) - gain
+    order, gain, before = _by_rank(weight, weight * room, needed)
     share = ((needed[:, None] - before) / gain.clamp_min(_TINY)).clamp(0, 1)
-    amount = torch.zeros_like(room).scatter(1, order, share * room)
+    amount = torch.zeros_like(room).scatter_(1, order, share * room.gather(1, order))
     return amount * -normal.sign()
 
 
 def nearest_l0(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns a step of the fewest entries, each moved to the box's end; see `Norm.nearest`."""
     room = _room(normal, lower, upper)
-    gain, order = (normal.abs() * room).sort(dim=1, descending=True, stable=True)
-    chosen = gain.cumsum(1) - gain < needed[:, None]
-    amount = torch.zeros_like(room).scatter(1, order, chosen * room.gather(1, order))
+    gain = normal.abs() * room
+    order, _, before = _by_rank(gain, gain, needed)
+    chosen = before < needed[:, None]
+    amount = torch.zeros_like(room).scatter_(1, order, chosen * room.gather(1, order))
     return amount * -normal.sign()
+
+
+def _by_rank(rank: Tensor, gain: Tensor, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the entries of the highest rank, in order, as many as some row needs.
+
+    Few entries are enough as a rule, and finding those is much faster than sorting all.
+
+    Args:
+        rank: What entries are ordered by, [n, d].
+        gain: What each entry adds to the reach, [n, d].
+        needed: The reach that each row needs, [n].
+
+    Returns:
+        Places of the entries, int64 [n, k], their gains, and the sums of the gains before them.
+    """
+    width = rank.shape[1]
+    few = max(_FEW, width // 16)
+    if few < width:
+        order = rank.topk(few, dim=1).indices
+        sorted_gain = gain.gather(1, order)
+        total = sorted_gain.cumsum(1)
+        if bool((total[:, -1] >= needed).all()):
+            return order, sorted_gain, total - sorted_gain
+    order = rank.argsort(dim=1, descending=True, stable=True)
+    sorted_gain = gain.gather(1, order)
+    return order, sorted_gain, sorted_gain.cumsum(1) - sorted_gain
 
 
 def _room(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -101,7 +129,8 @@ def _room(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
+    # On the CPU this is about twice as fast as a batch of matrix products.
+    return (a * b).sum(1)
 
 
 def _newton(lam: Tensor, missing: Tensor, slope: Tensor) -> tuple[Tensor, bool]:
@@ -112,12 +141,27 @@ def _newton(lam: Tensor, missing: Tensor, slope: Tensor) -> tuple[Tensor, bool]:
     return lam + increase, bool((increase > _CLOSE * lam).any())
 
 
+def _in_blocks(nearest: Nearest) -> Nearest:
+    """Returns the same projection, made of a few rows at a time."""
+
+    def blocked(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        rows = max(1, _BLOCK // max(1, normal.shape[1]))
+        if normal.device.type != "cpu" or rows >= len(normal):
+            return nearest(normal, needed, lower, upper)
+        parts = (each.split(rows) for each in (normal, needed, lower, upper))
+        return torch.cat([nearest(*part) for part in zip(*parts, strict=True)])
+
+    return blocked
+
+
 NORMS = {
     norm.name: norm
     for norm in (
-        Norm("l2", lambda change: change.double().norm(dim=1), nearest_l2),
-        Norm("linf", lambda change: change.abs().amax(1).double(), nearest_linf),
-        Norm("l1", lambda change: change.double().abs().sum(1), nearest_l1),
-        Norm("l0", lambda change: (change != 0).sum(1).double(), nearest_l0, sparse=True),
+        Norm("l2", lambda change: change.double().norm(dim=1), _in_blocks(nearest_l2)),
+        Norm("linf", lambda change: change.abs().amax(1).double(), _in_blocks(nearest_linf)),
+        Norm("l1", lambda change: change.double().abs().sum(1), _in_blocks(nearest_l1)),
+        Norm(
+            "l0", lambda change: (change != 0).sum(1).double(), _in_blocks(nearest_l0), sparse=True
+        ),
     )
 }
