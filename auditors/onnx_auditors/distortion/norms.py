@@ -148,7 +148,7 @@ def _in_blocks(nearest: Nearest) -> Nearest:
         rows = max(1, _BLOCK // max(1, normal.shape[1]))
         if normal.device.type != "cpu" or rows >= len(normal):
             return nearest(normal, needed, lower, upper)
-        parts = (each.split(rows) for each in (normal, needed, lower, upper))
+        parts = (torch.split(each, rows) for each in (normal, needed, lower, upper))
         return torch.cat([nearest(*part) for part in zip(*parts, strict=True)])
 
     return blocked
