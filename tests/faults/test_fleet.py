@@ -68,6 +68,15 @@ def shards_done(member: Member, audit: v1.Audit) -> int:
     return sum(line["audit"] == identifier and line["task"] == "shard" for line in done)
 
 
+def submit_until_progress(client: Client, inputs: tuple[v1.Model, v1.ProbeSet]) -> v1.Audit:
+    """Submits an audit, and returns it once a worker is in the middle of a shard."""
+    audit = submit(client, inputs)
+    for event in client.watch(audit):
+        if event.HasField("shard_progress"):
+            break
+    return audit
+
+
 def test_the_shards_of_an_audit_spread_over_the_workers(
     fleet: Fleet, client: Client, inputs: tuple[v1.Model, v1.ProbeSet]
 ) -> None:
@@ -88,10 +97,7 @@ def test_a_lost_worker_is_replaced_within_30_seconds(
     lost, other = fleet.workers
     try:
         other.signal(signal.SIGSTOP)
-        audit = submit(client, inputs)
-        for event in client.watch(audit):
-            if event.HasField("shard_progress"):
-                break
+        audit = submit_until_progress(client, inputs)
         lost.signal(signal.SIGKILL)
         other.signal(signal.SIGCONT)
         killed = time.monotonic()
@@ -112,10 +118,7 @@ def test_a_worker_that_wakes_up_too_late_changes_nothing(
     """One that stood still in the middle of a shard ends when it finds its work taken over."""
     paused, other = fleet.workers
     other.signal(signal.SIGSTOP)
-    audit = submit(client, inputs)
-    for event in client.watch(audit):
-        if event.HasField("shard_progress"):
-            break
+    audit = submit_until_progress(client, inputs)
     paused.signal(signal.SIGSTOP)
     other.signal(signal.SIGCONT)
     client.wait(audit)
