@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import distortion_peers as peers
 from benchmarks import trained
 from benchmarks.distortion_attacks import ATTACKS, ONE_BUDGET, SLOW
-from benchmarks.distortion_cases import DEFENDED, MODELS, Case, open_case
+from benchmarks.distortion_cases import DEFENDED, MODELS, Case, bare_passes, open_case
 
 from onnx_auditors import distortion
 
@@ -217,17 +217,6 @@ def _reached(case: Case, targets: Tensor | None, answers: Tensor) -> Tensor:
     return answers != case.labels if targets is None else answers == targets
 
 
-def bare_passes(case: Case, rounds: int = 15) -> float:
-    """Returns the median CPU seconds of one forward and one backward pass of all images."""
-    times = []
-    for _ in range(rounds):
-        leaf = case.inputs.clone().requires_grad_()
-        begin = time.process_time()
-        torch.autograd.grad(case.network(leaf).sum(), leaf)
-        times.append(time.process_time() - begin)
-    return float(np.median(times))
-
-
 def report(case: Case, norm: str, others: list[Found], ours: list[Ours]) -> list[bool]:
     """Prints a model and norm: peers, ours, bars; returns which bars are met."""
     known = np.stack([o.found.distance for o in ours] + [f.distance for f in others]).min(0)
@@ -315,7 +304,7 @@ def main() -> None:
         case = open_case(name, options.samples, options.trained)
         if options.peers_python:
             run_peers(case, norms, options)
-        bare = bare_passes(case)
+        bare = float(np.median(bare_passes(case, 15)))
         for norm in norms if budgets else ():
             others = peers_found(case, norm, options.folder / name)
             ours = [run_ours(case, norm, b, bare) for b in budgets]

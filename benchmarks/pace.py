@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import trained
-from benchmarks.distortion_cases import Case, open_case
+from benchmarks.distortion_cases import Case, bare_passes, open_case
 
 from onnx_auditors import distortion
 from onnx_auditors.distortion.memory import LARGEST_BATCH
@@ -29,28 +29,17 @@ BAR = 1.3
 _ROUNDS = 5
 
 
-def bare_passes(case: Case) -> list[float]:
-    """Returns CPU seconds of one forward and one backward pass of all images, several times."""
-    times = []
-    for _ in range(_ROUNDS):
-        leaf = case.inputs.clone().requires_grad_()
-        begin = time.process_time()
-        torch.autograd.grad(case.network(leaf).sum(), leaf)
-        times.append(time.process_time() - begin)
-    return times
-
-
 def compare(case: Case, norm: str, budget: int) -> float:
     """Prints and returns the time of an evaluation over that of the bare passes."""
     targets = case.targets if norm.endswith("_targeted") else None
-    passes = bare_passes(case)
+    passes = bare_passes(case, _ROUNDS)
     begin = time.process_time()
     result = distortion.minimal(
         case.network, case.inputs, case.labels, norm=norm.removesuffix("_targeted"),
         budget=budget, targets=targets,
     )  # fmt: skip
     seconds = time.process_time() - begin
-    bare = float(np.median(passes + bare_passes(case)))
+    bare = float(np.median(passes + bare_passes(case, _ROUNDS)))
     evaluations = float(result.evaluations.double().mean())
     ratio = seconds / (evaluations * bare)
     finite = result.distance.isfinite()

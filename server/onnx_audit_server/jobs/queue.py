@@ -52,13 +52,7 @@ class JobQueue:
 
     def enqueue(self, connection: sa.Connection, audit: str) -> None:
         """Enqueues an audit within the caller's transaction."""
-        options: EnqueueOptions = {
-            "workflow_name": "audit",
-            "queue_name": AUDITS,
-            "workflow_id": audit,
-            "app_version": VERSION,
-        }
-        self._client.enqueue_in_transaction(connection, options, audit)
+        self._put(connection, "audit", AUDITS, audit, audit)
 
     def enqueue_tasks(self, queue: str, found: Mapping[str, str]) -> None:
         """Enqueues tasks, all or none; those that are there already stay as they are.
@@ -69,13 +63,18 @@ class JobQueue:
         """
         with self._engine.begin() as connection:
             for identifier, text in found.items():
-                options: EnqueueOptions = {
-                    "workflow_name": "task",
-                    "queue_name": queue,
-                    "workflow_id": identifier,
-                    "app_version": VERSION,
-                }
-                self._client.enqueue_in_transaction(connection, options, text)
+                self._put(connection, "task", queue, identifier, text)
+
+    def _put(
+        self, connection: sa.Connection, workflow: str, queue: str, identifier: str, argument: str
+    ) -> None:
+        options: EnqueueOptions = {
+            "workflow_name": workflow,
+            "queue_name": queue,
+            "workflow_id": identifier,
+            "app_version": VERSION,
+        }
+        self._client.enqueue_in_transaction(connection, options, argument)
 
     def broken(self, jobs: Sequence[str]) -> list[str]:
         """Ids of those among some jobs that have ended without a result."""
