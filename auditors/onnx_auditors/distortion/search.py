@@ -21,7 +21,8 @@ from onnx_auditors.distortion.norms import Norm
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
+"""Rows that go through the network together."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ class Search:
         self._tell = tell
         self._seeds = seeds
         self._draws = 0
+        self._block = _BLOCK_ROWS[inputs.device.type]
 
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns logits without gradients; costs half an evaluation a row."""
         self.charge(rows, 0.5)
         with torch.no_grad():
             return torch.cat(
-                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, _BLOCK_ROWS)]
+                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, self._block)]
             )
 
     def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> Margin:
@@ -159,7 +161,7 @@ class Search:
         self.charge(rows, 1.0)
         self._tell(float(self.spent.max()))
         parts = []
-        columns = (torch.split(column, _BLOCK_ROWS) for column in (x, rows, *others))
+        columns = (torch.split(column, self._block) for column in (x, rows, *others))
         for block, row, *rest in zip(*columns, strict=True):
             leaf = block.detach().requires_grad_()
             scores = self._logits(leaf.reshape(-1, *self.shape))
