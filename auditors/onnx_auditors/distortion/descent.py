@@ -13,7 +13,7 @@ depends less on which others have changed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -61,6 +61,7 @@ class Plan:
 
 QUICK = Plan(overshoot=(1e-2, 3e-5))
 ANNEALED = Plan(overshoot=(3e-3, 3e-5), step=(0.5, 0.2), average=(0.8, 0.9), blur=(4.0, 0.2))
+WIDELY_ANNEALED = replace(ANNEALED, blur=(8.0, 0.2))
 THINNED = Plan(overshoot=(1e-2, 3e-5), drop=(0.8, 0.05), sharp=0.8)
 
 

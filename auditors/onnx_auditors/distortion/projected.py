@@ -3,14 +3,15 @@
 For a rival class k the margin is m(x) = z_y(x) - z_k(x). All rivals compete at first; the best few
 go on (a beam). A second start is where the line to the nearest input that the network answers
 otherwise crosses the boundary: it finds its way where the gradients around the probe vanish. What
-is left of the budget goes to annealed descents, or to restarts from noise around the best point; in
-L0, to fewer entries.
+is left of the budget goes to restarts from noise and to annealed descents; in L0, to thinned
+descents and to fewer entries.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ NOISE = 0.2
 """Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 4), (2, 6), (1, 27))
 """Stages of the beam: rivals per probe, steps for each."""
-THINNED_BEAM = (*BEAM[:-1], (1, 48))
+THINNED_BEAMS = {"l1": (*BEAM[:-1], (1, 48)), "l0": ((9, 4), (4, 4), (1, 46))}
 """The same in L1 and L0, where the last is a thinned descent."""
 ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
@@ -34,18 +35,36 @@ ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2,
 """Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
 ROUND_STAGES = ((6, 10), (2, 20))
-EDGE_STAGES = ((6, 30), (3, 40))
-"""The same where several classes stand in the way at once: following edges takes longer."""
-RESTARTED = 1 / 3
-"""Share of what is left after the beam that goes to restarts in L2, if it pays for a round."""
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
 WALK_STEPS = 12
-ANNEAL_STEPS = 320
-"""About how many steps an annealed descent takes where the budget allows."""
 LEAST_ANNEAL = 40
-"""Fewest steps that are worth one."""
+"""Fewest steps that are worth an annealed descent."""
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """How what is left after the beam is spent.
+
+    Attributes:
+        restarted: Share that goes to restarts, if it pays for a round; the rest is annealed.
+        steps: About how many steps an annealed descent takes where the budget allows.
+        plan: How it goes.
+    """
+
+    restarted: float
+    steps: int
+    plan: Plan
+
+
+THINNED_SHARE, THINNED_STEPS = 1 / 2, 49
+"""Share of what is left in L0 that goes to thinned descents, and the steps of one."""
+LEFT_OVER = {
+    "l2": LeftOver(1 / 3, 320, descent.ANNEALED),
+    "linf": LeftOver(1 / 2, 160, descent.WIDELY_ANNEALED),
+    "l1": LeftOver(1 / 2, 160, descent.WIDELY_ANNEALED),
+}
 
 
 def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> None:
@@ -70,23 +89,26 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
     if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
     if search.norm.sparse:
+        left = search.left(rows, budget)
+        _thinned(search, rows, rivals, budget - (1 - THINNED_SHARE) * left)
         sparse.thin(search, rows, rivals, budget)
         return
-    left = search.left(rows, budget)
-    if search.norm.name == "l2" and left > LEAST_ANNEAL:
-        # Restarts come first, as they see what is far away.
-        if left * RESTARTED >= _cost(_stages(search)):
-            _restarts(search, rows, rivals, budget - (1 - RESTARTED) * left)
-        _anneals(search, rows, rivals, budget)
-    else:
+    rest, left = LEFT_OVER[search.norm.name], search.left(rows, budget)
+    if left <= LEAST_ANNEAL:
         _restarts(search, rows, rivals, budget)
+        return
+    # Restarts come first, as they see what is far away.
+    if left * rest.restarted >= _cost(ROUND_STAGES):
+        _restarts(search, rows, rivals, budget - (1 - rest.restarted) * left)
+    _anneals(search, rows, rivals, budget, rest)
 
 
 def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor:
     """Lets all rivals compete, then fewer; returns each row's rivals, most promising first."""
     available = max(1.0, search.left(rows, budget))
-    thinned = search.norm.name in ("l1", "l0")
-    beam, finish = (THINNED_BEAM, descent.THINNED) if thinned else (BEAM, descent.QUICK)
+    beam, finish = THINNED_BEAMS.get(search.norm.name), descent.THINNED
+    if beam is None:
+        beam, finish = BEAM, descent.QUICK
     stages = beam if rivals.shape[1] > 1 else beam[-1:]
     share = min(1.0, available / sum(k * steps for k, steps in stages))
     count = min(stages[0][0], rivals.shape[1], max(1, int(available // 4)))
@@ -148,25 +170,36 @@ def _narrow(
     return ranks
 
 
-def _anneals(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
+def _anneals(search: Search, rows: Tensor, order: Tensor, budget: float, rest: LeftOver) -> None:
     """Spends what is left on annealed descents from noise around the best point."""
     left = search.left(rows, budget)
-    rounds = max(1, round(left / ANNEAL_STEPS))
+    rounds = max(1, round(left / rest.steps))
     # Each ends with a look at its last point.
     steps = int(left / rounds - 1 / 2)
     for turn in range(rounds):
         start = search.best[rows] + descent.radius(search, rows)[:, None] * search.noise(rows)
         rival = order[:, RIVALS[turn % len(RIVALS)] % order.shape[1]]
-        descent.descend(search, descent.start(search, rows, rival, start), steps, descent.ANNEALED)
-
-
-def _stages(search: Search) -> tuple[tuple[int, int], ...]:
-    return EDGE_STAGES if descent.several(search) else ROUND_STAGES
+        descent.descend(search, descent.start(search, rows, rival, start), steps, rest.plan)
 
 
 def _cost(stages: Sequence[tuple[int, int]]) -> float:
     """Returns the evaluations of a round, with the look at the last points."""
     return sum(k * steps for k, steps in stages) + stages[-1][0] / 2
+
+
+def _thinned(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
+    """Spends a part on thinned descents, in turn from the probe and from the best point."""
+    turn = 0
+    while search.left(rows, budget) >= THINNED_STEPS + 1:
+        going = search.distance[rows] > 1
+        rows, order = rows[going], order[going]
+        if not len(rows):
+            return
+        start = search.best[rows] if turn % 2 else search.origin[rows]
+        rival = order[:, RIVALS[turn % len(RIVALS)] % order.shape[1]]
+        pairs = descent.start(search, rows, rival, start)
+        descent.descend(search, pairs, THINNED_STEPS, descent.THINNED)
+        turn += 1
 
 
 def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
@@ -175,10 +208,9 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
     Around the best point noise finds the neighbouring pieces of the boundary; around the probe it
     finds other ways.
     """
-    turn, whole = 0, _stages(search)
-    cost = _cost(whole)
+    turn, cost = 0, _cost(ROUND_STAGES)
     while (left := search.left(rows, budget)) >= LEAST_ROUND:
-        stages = whole if left >= cost else ((1, int(left - 1 / 2)),)
+        stages = ROUND_STAGES if left >= cost else ((1, int(left - 1 / 2)),)
         width = stages[0][0]
         flat = rows.repeat_interleave(width)
         noise = torch.stack([search.noise(rows) for _ in range(width)], 1)

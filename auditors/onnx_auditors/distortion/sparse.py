@@ -18,7 +18,7 @@ TRIES = 4
 STEPS = 8
 LEAST_STEPS = 5
 """Steps of a try, and the fewest that are worth one."""
-BLURS = (0.1, 0.3)
+BLURS = (0.1, 0.3, 1.0)
 """Standard deviations of the logarithm of the blur, in turn."""
 LARGEST_AVERAGE = 0.8
 _TINY = 1e-12
