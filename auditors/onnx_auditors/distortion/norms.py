@@ -18,8 +18,10 @@ from torch import Tensor
 _NEWTON_STEPS = 30
 _CLOSE = 1e-6
 _TINY = 1e-30
-_FEW = 64
-"""Least number of entries that are looked at before all are sorted."""
+_FEW, _MORE = 32, 4
+"""Number of entries that L1 and L0 look at first, and its growth where they are not enough."""
+_GROUP = 8
+"""Entries of which the largest is looked for first."""
 _BLOCK = 2**17
 """Entries of the rows that are projected together: their intermediate values stay in the cache."""
 
@@ -46,99 +48,105 @@ class Norm:
 
 
 def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns the shortest step in L2; see `Norm.nearest`.
-
-    The reach <w, min(lam w, room)> is concave, piecewise linear and rising in lam, so Newton's
-    method from below never oversteps and ends at the exact multiplier.
-    """
-    squares = normal.square()
-    # Without the box's ends this were the multiplier, so it is not beyond the exact one.
-    lam = (needed.clamp_min(0) / squares.sum(1).clamp_min(_TINY))[:, None]
-    for _ in range(_NEWTON_STEPS):
-        wish = -lam * normal
-        step = torch.clamp(wish, lower, upper)
-        missing = needed + _dot(normal, step)
-        lam, moved = _newton(lam, missing, _dot(squares, (step == wish).to(squares)))
-        if not moved:
-            break
-    return torch.clamp(-lam * normal, lower, upper)
+    """Returns the shortest step in L2; see `Norm.nearest`."""
+    return _along(-normal, normal, needed, lower, upper)
 
 
 def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns the shortest step in Linf; see `Norm.nearest`. The same Newton's method as in L2."""
-    weight, direction = normal.abs(), -normal.sign()
-    lam = (needed.clamp_min(0) / weight.sum(1).clamp_min(_TINY))[:, None]
-    for _ in range(_NEWTON_STEPS):
-        wish = lam * direction
-        step = torch.clamp(wish, lower, upper)
-        missing = needed + _dot(normal, step)
-        lam, moved = _newton(lam, missing, _dot(weight, (step == wish).to(weight)))
-        if not moved:
-            break
-    return torch.clamp(lam * direction, lower, upper)
+    """Returns the shortest step in Linf; see `Norm.nearest`."""
+    return _along(-normal.sign(), normal, needed, lower, upper)
 
 
 def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in L1; see `Norm.nearest`. The last entry is filled in part."""
-    weight, room = normal.abs(), _room(normal, lower, upper)
-    order, gain, before = _by_rank(weight, weight * room, needed)
-    share = ((needed[:, None] - before) / gain.clamp_min(_TINY)).clamp(0, 1)
-    amount = torch.zeros_like(room).scatter_(1, order, share * room.gather(1, order))
-    return amount * -normal.sign()
+    return _filled(normal.abs(), (normal, needed, lower, upper), _FEW, whole=False)
 
 
 def nearest_l0(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns a step of the fewest entries, each moved to the box's end; see `Norm.nearest`."""
-    room = _room(normal, lower, upper)
-    gain = normal.abs() * room
-    order, _, before = _by_rank(gain, gain, needed)
-    chosen = before < needed[:, None]
-    amount = torch.zeros_like(room).scatter_(1, order, chosen * room.gather(1, order))
-    return amount * -normal.sign()
+    gain = gains(normal, lower, upper)
+    return _filled(gain, (normal, needed, lower, upper), _FEW, whole=True)
 
 
-def _by_rank(rank: Tensor, gain: Tensor, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the entries of the highest rank, in order, as many as some row needs.
+def gains(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns what each entry adds to the reach where it is moved to the box's end, [n, d]."""
+    return torch.maximum(-normal * lower, -normal * upper)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the products of rows, [n]."""
+    # On the CPU this is several times as fast as a batch of matrix products.
+    return (a * b).sum(1)
+
+
+def highest(rank: Tensor, count: int) -> Tensor:
+    """Returns the places of each row's largest entries, largest first, int64 [n, count].
+
+    They lie in the groups of entries with the largest maxima, of which no more than `count` count.
+    """
+    width = rank.shape[1] // _GROUP
+    if rank.shape[1] % _GROUP or count > width // 2:
+        return rank.topk(count, dim=1).indices
+    maxima = rank.reshape(-1, _GROUP, width).amax(1)
+    group = maxima.topk(count, dim=1, sorted=False).indices
+    first = torch.arange(0, rank.shape[1], width, device=rank.device)
+    places = (group[:, None] + first[:, None]).flatten(1)
+    best = rank.gather(1, places).topk(count, dim=1).indices
+    return places.gather(1, best)
+
+
+def _along(
+    direction: Tensor, normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor
+) -> Tensor:
+    """Returns the step lam * direction, cut off at the box, for the smallest lam that is enough.
+
+    The reach is concave, piecewise linear and rising in lam, so Newton's method from below never
+    oversteps and ends at the exact multiplier.
+    """
+    rate = normal * direction
+    # Without the box's ends this were the multiplier, so it is not beyond the exact one.
+    lam = needed.clamp_min(0) / (-rate.sum(1)).clamp_min(_TINY)
+    for _ in range(_NEWTON_STEPS):
+        wish = lam[:, None] * direction
+        step = torch.clamp(wish, lower, upper)
+        missing = needed + dot(normal, step)
+        free = wish.eq_(step)
+        slope = -dot(rate, free)
+        grows = (missing > 0) & (slope > 0)
+        increase = (missing / slope.clamp_min(_TINY)) * grows
+        if not bool((increase > _CLOSE * lam).any()):
+            break
+        lam = lam + increase
+    return step
+
+
+def _filled(rank: Tensor, half_spaces: tuple[Tensor, ...], count: int, *, whole: bool) -> Tensor:
+    """Returns the step that moves entries to the box's ends, the highest in rank first.
 
     Few entries are enough as a rule, and finding those is much faster than sorting all.
 
     Args:
         rank: What entries are ordered by, [n, d].
-        gain: What each entry adds to the reach, [n, d].
-        needed: The reach that each row needs, [n].
-
-    Returns:
-        Places of the entries, int64 [n, k], their gains, and the sums of the gains before them.
+        half_spaces: Normals, needed, lower and upper ends; see `Norm.nearest`.
+        count: Number of entries that are looked at first.
+        whole: Whether the last entry is moved all the way too.
     """
-    width = rank.shape[1]
-    few = max(_FEW, width // 16)
-    if few < width:
-        order = rank.topk(few, dim=1).indices
-        sorted_gain = gain.gather(1, order)
-        total = sorted_gain.cumsum(1)
-        if bool((total[:, -1] >= needed).all()):
-            return order, sorted_gain, total - sorted_gain
-    order = rank.argsort(dim=1, descending=True, stable=True)
-    sorted_gain = gain.gather(1, order)
-    return order, sorted_gain, sorted_gain.cumsum(1) - sorted_gain
-
-
-def _room(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns how far each entry can go against its normal, [n, d], nowhere negative."""
-    return torch.where(normal > 0, -lower, upper)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # On the CPU this is about twice as fast as a batch of matrix products.
-    return (a * b).sum(1)
-
-
-def _newton(lam: Tensor, missing: Tensor, slope: Tensor) -> tuple[Tensor, bool]:
-    """Returns the next multipliers [n, 1], and whether any of them still moves."""
-    grows = (missing > 0) & (slope > 0)
-    increase = torch.where(grows, missing / slope.clamp_min(_TINY), torch.zeros_like(missing))
-    increase = increase[:, None]
-    return lam + increase, bool((increase > _CLOSE * lam).any())
+    count = min(count, rank.shape[1])
+    order = highest(rank, count)
+    needed = half_spaces[1]
+    normal, lower, upper = (half_spaces[i].gather(1, order) for i in (0, 2, 3))
+    end = torch.where(normal > 0, lower, upper) * (normal != 0)
+    gain = -normal * end
+    reach = gain.cumsum(1)
+    missing = needed[:, None] - (reach - gain)
+    share = (missing > 0).to(end) if whole else (missing / gain.clamp_min(_TINY)).clamp(0, 1)
+    step = torch.zeros_like(rank).scatter_(1, order, share * end)
+    if count < rank.shape[1]:
+        short = (reach[:, -1] < needed).nonzero().squeeze(1)
+        if len(short):
+            rest = tuple(each[short] for each in half_spaces)
+            step[short] = _filled(rank[short], rest, _MORE * count, whole=whole)
+    return step
 
 
 def _in_blocks(nearest: Nearest) -> Nearest:
@@ -154,10 +162,15 @@ def _in_blocks(nearest: Nearest) -> Nearest:
     return blocked
 
 
+def _l2(change: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(change, dim=1, dtype=torch.float64)
+    return size
+
+
 NORMS = {
     norm.name: norm
     for norm in (
-        Norm("l2", lambda change: change.double().norm(dim=1), _in_blocks(nearest_l2)),
+        Norm("l2", _l2, _in_blocks(nearest_l2)),
         Norm("linf", lambda change: change.abs().amax(1).double(), _in_blocks(nearest_linf)),
         Norm("l1", lambda change: change.double().abs().sum(1), _in_blocks(nearest_l1)),
         Norm(

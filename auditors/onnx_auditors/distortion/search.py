@@ -21,7 +21,8 @@ from onnx_auditors.distortion.norms import Norm
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
-_BLOCK_ROWS = 1024
+_CPU_ROWS, _OTHER_ROWS = 256, 1024
+"""Rows that the network takes at once. On the CPU few of them stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Search:
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
         self.spent = torch.zeros_like(self.distance)
+        self._block = _CPU_ROWS if inputs.device.type == "cpu" else _OTHER_ROWS
         self._logits = logits
         self._tell = tell
         self._seeds = seeds
@@ -93,7 +95,7 @@ class Search:
         self.charge(rows, 0.5)
         with torch.no_grad():
             return torch.cat(
-                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, _BLOCK_ROWS)]
+                [self._logits(b.reshape(-1, *self.shape)) for b in torch.split(x, self._block)]
             )
 
     def margin(self, x: Tensor, rows: Tensor, rival: Tensor) -> Margin:
@@ -159,7 +161,7 @@ class Search:
         self.charge(rows, 1.0)
         self._tell(float(self.spent.max()))
         parts = []
-        columns = (torch.split(column, _BLOCK_ROWS) for column in (x, rows, *others))
+        columns = (torch.split(column, self._block) for column in (x, rows, *others))
         for block, row, *rest in zip(*columns, strict=True):
             leaf = block.detach().requires_grad_()
             scores = self._logits(leaf.reshape(-1, *self.shape))
