@@ -10,6 +10,8 @@ each by coordinate ascent (Hildreth 1957, "A quadratic programming procedure").
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,11 +43,11 @@ class Cuts:
         self.multipliers = like.new_zeros(pairs, SLOTS)
         self.ages = like.new_full((pairs, SLOTS), float(SLOTS))
 
-    def pick(self, chosen: Tensor) -> Cuts:
-        """Returns those of some pairs."""
+    def each(self, taken: Callable[[Tensor], Tensor]) -> Cuts:
+        """Returns those of some pairs, as `taken` picks them from a value of all."""
         picked = object.__new__(Cuts)
         for name, value in vars(self).items():
-            setattr(picked, name, value[chosen])
+            setattr(picked, name, taken(value))
         return picked
 
     def renew(self, against: Tensor, gradient: Tensor, average: float) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ class Cuts:
             missing = (self.normals @ step[:, :, None])[:, :, 0] + needed
             free = self.normals * (step == wish)[:, None]
             gram = free @ self.normals.transpose(1, 2)
-            self.multipliers = _ascended(self.multipliers, missing, gram, used)
+            self.multipliers.copy_(_ascended(self.multipliers, missing, gram, used))
         return torch.clamp(-_combined(self.multipliers, self.normals), lower, upper)
 
 

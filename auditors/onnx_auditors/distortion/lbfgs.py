@@ -181,7 +181,7 @@ def _begin(search: Search, rows: Tensor, rival: Tensor) -> _Pairs:
     zero, count = torch.zeros_like(loss.value), torch.zeros_like(rows)
     memory = x.new_zeros(MEMORY, *x.shape)
     pairs = _Pairs(
-        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, first, sharpness, count,
+        rows, rival, *search.room(rows), at, first, sharpness, count,
         zero, zero, zero + torch.inf, at, zero + 1, zero, count, count, memory, memory.clone(),
     )  # fmt: skip
     reachable = loss.gradient * pairs.free(loss.gradient)
@@ -222,7 +222,7 @@ def _try(search: Search, pairs: _Pairs, direction: Tensor, slot: int) -> None:
     """Tries one step of each pair; takes it where Armijo's condition holds, else shortens it."""
     r = torch.addcmul(pairs.at.r, direction, pairs.length[:, None])
     r = torch.minimum(torch.maximum(r, pairs.lower), pairs.upper)
-    x = search.clip(search.origin[pairs.rows] + r, pairs.rows)
+    x = search.clip(search.origin[pairs.rows] + r)
     loss = search.cross_entropy(x, pairs.rows, pairs.rival, pairs.sharpness)
     search.offer(x, pairs.rows, loss.excess < 0)
     s = r - pairs.at.r

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 _NEWTON_STEPS = 30
-_CLOSE = 1e-6
+_CLOSE = 1e-2
+"""Last relative change of a multiplier: Newton's method leaves about its square as the error."""
 _TINY = 1e-30
 _FEW, _MORE = 32, 4
 """Number of entries that L1 and L0 look at first, and its growth where they are not enough."""
@@ -49,12 +50,12 @@ class Norm:
 
 def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in L2; see `Norm.nearest`."""
-    return _along(-normal, normal, needed, lower, upper)
+    return _along(normal, normal, needed, lower, upper)
 
 
 def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in Linf; see `Norm.nearest`."""
-    return _along(-normal.sign(), normal, needed, lower, upper)
+    return _along(normal.sign(), normal, needed, lower, upper)
 
 
 def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
@@ -98,26 +99,33 @@ def highest(rank: Tensor, count: int) -> Tensor:
 def _along(
     direction: Tensor, normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor
 ) -> Tensor:
-    """Returns the step lam * direction, cut off at the box, for the smallest lam that is enough.
+    """Returns the step -lam * direction, cut off at the box, for the smallest lam that is enough.
 
     The reach is concave, piecewise linear and rising in lam, so Newton's method from below never
-    oversteps and ends at the exact multiplier.
+    oversteps, and its last stretch is as good as exact.
     """
     rate = normal * direction
     # Without the box's ends this were the multiplier, so it is not beyond the exact one.
-    lam = needed.clamp_min(0) / (-rate.sum(1)).clamp_min(_TINY)
-    for _ in range(_NEWTON_STEPS):
-        wish = lam[:, None] * direction
-        step = torch.clamp(wish, lower, upper)
-        missing = needed + dot(normal, step)
-        free = wish.eq_(step)
-        slope = -dot(rate, free)
-        grows = (missing > 0) & (slope > 0)
-        increase = (missing / slope.clamp_min(_TINY)) * grows
-        if not bool((increase > _CLOSE * lam).any()):
-            break
-        lam = lam + increase
-    return step
+    lam = needed.clamp_min(0) / rate.sum(1).clamp_min(_TINY)
+    lam = _newton(lam, (direction, rate, normal, needed, lower, upper))
+    return torch.clamp(-lam[:, None] * direction, lower, upper)
+
+
+def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) -> Tensor:
+    """Returns the multipliers [n] that Newton's method comes to from others, in so many steps."""
+    direction, rate, normal, needed, lower, upper = values
+    wish = -lam[:, None] * direction
+    step = torch.clamp(wish, lower, upper)
+    missing, slope = needed + dot(normal, step), dot(rate, wish.eq_(step))
+    increase = missing.clamp_min(0) * (slope > 0) / slope.clamp_min(_TINY)
+    found = lam + increase
+    moving = (increase > _CLOSE * lam).nonzero().squeeze(1)
+    if len(moving) and most > 1:
+        if len(moving) > len(lam) // 2:
+            return _newton(found, values, most - 1)
+        few = tuple(value.index_select(0, moving) for value in values)
+        found[moving] = _newton(found[moving], few, most - 1)
+    return found
 
 
 def _filled(rank: Tensor, half_spaces: tuple[Tensor, ...], count: int, *, whole: bool) -> Tensor:

@@ -7,7 +7,7 @@ offers points, of which the nearest adversarial one is kept. Everything is flat:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +51,8 @@ class Search:
         labels: The classes that count as right, int64 [n].
         targets: The classes that are aimed at, int64 [n]; None where any other class will do.
         anchors: Points of the box [p, d] and the network's answers to them [p]; None without.
-        lower: Lower end of the box, [n, d].
-        upper: Upper end of the box, [n, d].
+        lower: Lower end of the box, [1, d].
+        upper: Upper end of the box, [1, d].
         width: Mean width of the box.
         best: The nearest adversarial points so far, [n, d]; the probe where there is none.
         distance: Their distances, float64 [n]; inf where there is none.
@@ -78,8 +78,7 @@ class Search:
         self.labels = labels
         self.targets = targets
         self.anchors = None if anchors is None else (anchors[0].flatten(1), anchors[1])
-        self.lower = box[0].expand_as(inputs).flatten(1)
-        self.upper = box[1].expand_as(inputs).flatten(1)
+        self.lower, self.upper = (end.expand_as(inputs[:1]).flatten(1) for end in box)
         self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
@@ -137,14 +136,25 @@ class Search:
         self._draws += 1
         return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
 
-    def clip(self, x: Tensor, rows: Tensor) -> Tensor:
+    def clip(self, x: Tensor) -> Tensor:
         """Returns the nearest points of the box."""
-        return torch.clamp(x, self.lower[rows], self.upper[rows])
+        return torch.clamp(x, self.lower, self.upper)
+
+    def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the least and the largest changes of probes that the box allows, [m, d]."""
+        origin = self.origin.index_select(0, rows)
+        return self.lower - origin, self.upper - origin
+
+    def parts(self, count: int) -> list[slice]:
+        """Returns parts of so many points, on the CPU so small that they stay in the cache."""
+        size = self._block if self.origin.device.type == "cpu" else max(1, count)
+        return [slice(begin, begin + size) for begin in range(0, count, size)]
 
     def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
         """Takes those adversarial points that are nearer than the best so far."""
-        x, rows = x[adversarial], rows[adversarial]
-        distance = self.norm.size(x - self.origin[rows])
+        places = adversarial.nonzero().squeeze(1)
+        x, rows = x.index_select(0, places), rows[places]
+        distance = self.norm.size(x - self.origin.index_select(0, rows))
         # Of several points for one probe the nearest counts: later entries overwrite earlier ones.
         order = distance.argsort(descending=True, stable=True)
         for_row = torch.full_like(self.distance, math.inf)
@@ -153,13 +163,14 @@ class Search:
             (distance[order] == for_row[rows[order]]) & (distance < self.distance[rows])[order]
         ]
         self.distance[rows[chosen]] = distance[chosen]
-        self.best[rows[chosen]] = x[chosen]
+        self.best[rows[chosen]] = x.index_select(0, chosen)
 
     def _graded(
         self, loss: Callable[..., Tensor], x: Tensor, rows: Tensor, *others: Tensor
     ) -> Margin:
         self.charge(rows, 1.0)
-        self._tell(float(self.spent.max()))
+        searched = self.distance > 0
+        self._tell(float((self.spent * searched).sum() / searched.sum()))
         parts = []
         columns = (torch.split(column, self._block) for column in (x, rows, *others))
         for block, row, *rest in zip(*columns, strict=True):
@@ -168,7 +179,7 @@ class Search:
             value = loss(scores, row, *rest)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
             parts.append((value.detach(), gradient, *self._standing(scores.detach(), row)))
-        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Margin(*(_joined(column) for column in zip(*parts, strict=True)))
 
     def _standing(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns how far scores are from success, [m], and the strongest other class, [m]."""
@@ -190,3 +201,8 @@ class Search:
         if self.targets is not None:
             return functional.cross_entropy(scores, rival, reduction="none")
         return functional.softplus(self._margin(scores, rows, rival))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Returns parts one after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -56,7 +56,7 @@ def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
 
 def _tries(search: Search, rows: Tensor, rival: Tensor, steps: int, blur: float) -> None:
     origin, x = search.origin[rows], search.best[rows]
-    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+    lower, upper = search.room(rows)
     allowed = (search.distance[rows] - 1).long()
     first = search.noise(rows), search.noise(rows)
     each = torch.arange(len(rows), device=rows.device)
