@@ -157,12 +157,18 @@ def _filled(rank: Tensor, half_spaces: tuple[Tensor, ...], count: int, *, whole:
     return step
 
 
+def rows_together(values: Tensor) -> int:
+    """Returns the number of rows like those of values [n, d] that are best worked on together."""
+    width = max(1, values.shape[1])
+    return max(1, _BLOCK // width if values.device.type == "cpu" else len(values))
+
+
 def _in_blocks(nearest: Nearest) -> Nearest:
     """Returns the same projection, made of a few rows at a time."""
 
     def blocked(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        rows = max(1, _BLOCK // max(1, normal.shape[1]))
-        if normal.device.type != "cpu" or rows >= len(normal):
+        rows = rows_together(normal)
+        if rows >= len(normal):
             return nearest(normal, needed, lower, upper)
         parts = (torch.split(each, rows) for each in (normal, needed, lower, upper))
         return torch.cat([nearest(*part) for part in zip(*parts, strict=True)])
