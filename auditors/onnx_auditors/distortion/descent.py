@@ -158,7 +158,7 @@ def _descend(
     rows = pairs.rows
     origin, room = search.origin.index_select(0, rows), search.room(rows)
     for step in range(steps):
-        share = step / max(steps - 1, 1)
+        share, end = step / max(steps - 1, 1), step == steps - 1
         here = seen = pairs.change
         if noise is not None and share < plan.sharp:
             drawn = _shifted(noise, step)
@@ -167,8 +167,10 @@ def _descend(
         at = search.margin(x, rows, pairs.rival)
         search.offer(x, rows, at.excess < 0)
         overshoot, average = _between(plan.overshoot, share), _between(plan.average, share)
-        aim = _aim(search, pairs, here, at, room, overshoot, average)
-        whole = search.norm.sparse or (step == steps - 1 and last)
+        aim, away = _aim(search, pairs, here, at, room, overshoot, average)
+        if end:
+            pairs.estimate.copy_(search.norm.size(aim) + away)
+        whole = search.norm.sparse or (end and last)
         pairs.change.lerp_(aim, 1.0 if whole else _between(plan.step, share))
         pairs.steps += 1
     if last:
@@ -202,8 +204,8 @@ def _aim(
     room: tuple[Tensor, Tensor],
     overshoot: float,
     average: float,
-) -> Tensor:
-    """Returns the changes that lead to the nearest points of the linear forms, [m, d].
+) -> tuple[Tensor, Tensor]:
+    """Returns the changes that lead to the nearest points of the linear forms.
 
     Args:
         search: The search.
@@ -213,30 +215,32 @@ def _aim(
         room: Least and largest change, [m, d].
         overshoot: How far beyond the boundary to aim, a share of the last change.
         average: Largest weight of the past.
+
+    Returns:
+        The changes [m, d], and how far the boundaries lie beyond what is trusted [m].
     """
     trust = TRUST * search.width * math.sqrt(here.shape[1])
     length = at.gradient.norm(dim=1).clamp_min(TINY)
     unit = at.gradient / length[:, None]
     beta = min(pairs.steps / (pairs.steps + 3), average)
     if pairs.cuts is None:
-        pairs.normal.lerp_(unit, 1 - beta)
-        normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
+        normal = pairs.normal.lerp_(unit, 1 - beta)
     else:
         slot, normal = pairs.cuts.renew(at.against, unit, beta)
-    away = at.value / (length * dot(unit, normal).clamp_min(LEAST_SLOPE))
+    size = normal.norm(dim=1).clamp_min(TINY)
+    away = at.value / (length * (dot(unit, normal) / size).clamp_min(LEAST_SLOPE))
     # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
     boost = torch.where(at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0])
     pairs.boost.copy_(boost.clamp_min(1.0))
-    needed = away.clamp_max(trust) - dot(normal, here)
+    needed = away.clamp_max(trust) - dot(normal, here) / size
     beyond = overshoot * pairs.reach * pairs.boost
     if pairs.cuts is None:
-        aim = search.norm.nearest(normal, needed + beyond, *room)
+        aim = search.norm.nearest(normal, (needed + beyond) * size, *room)
     else:
         pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
         aim = pairs.cuts.nearest(beyond, *room)
     pairs.reach.copy_(aim.norm(dim=1).clamp(TINY, trust))
-    pairs.estimate.copy_(search.norm.size(aim) + (away - trust).clamp_min(0))
-    return aim
+    return aim, (away - trust).clamp_min(0)
 
 
 def _between(ends: tuple[float, float], share: float) -> float:

@@ -23,7 +23,7 @@ _FEW, _MORE = 32, 4
 """Number of entries that L1 and L0 look at first, and its growth where they are not enough."""
 _GROUP = 8
 """Entries of which the largest is looked for first."""
-_BLOCK = 2**17
+_BLOCK = 2**18
 """Entries of the rows that are projected together: their intermediate values stay in the cache."""
 
 Nearest = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -36,7 +36,8 @@ class Norm:
 
     Attributes:
         name: "l2", "linf", "l1" or "l0".
-        size: From changes [n, d] to their sizes, float64 [n]; L0 counts the entries that differ.
+        size: From changes [n, d] to their sizes, float64 [n], as exact as the changes' type; L0
+            counts the entries that differ.
         nearest: The shortest step into a half-space within a box. Rows with needed <= 0 get no
             step; where the half-space is out of reach, the step goes as far as the box allows.
         sparse: Whether points must differ from the probe in few entries.
@@ -117,7 +118,8 @@ def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) 
     wish = -lam[:, None] * direction
     step = torch.clamp(wish, lower, upper)
     missing, slope = needed + dot(normal, step), dot(rate, wish.eq_(step))
-    increase = missing.clamp_min(0) * (slope > 0) / slope.clamp_min(_TINY)
+    # Nothing more is to be had where no entry is free.
+    increase = (missing / slope).nan_to_num(0.0, 0.0, 0.0).clamp_min_(0)
     found = lam + increase
     moving = (increase > _CLOSE * lam).nonzero().squeeze(1)
     if len(moving) and most > 1:
@@ -176,17 +178,12 @@ def _in_blocks(nearest: Nearest) -> Nearest:
     return blocked
 
 
-def _l2(change: Tensor) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(change, dim=1, dtype=torch.float64)
-    return size
-
-
 NORMS = {
     norm.name: norm
     for norm in (
-        Norm("l2", _l2, _in_blocks(nearest_l2)),
+        Norm("l2", lambda change: change.norm(dim=1).double(), _in_blocks(nearest_l2)),
         Norm("linf", lambda change: change.abs().amax(1).double(), _in_blocks(nearest_linf)),
-        Norm("l1", lambda change: change.double().abs().sum(1), _in_blocks(nearest_l1)),
+        Norm("l1", lambda change: change.abs().sum(1).double(), _in_blocks(nearest_l1)),
         Norm(
             "l0", lambda change: (change != 0).sum(1).double(), _in_blocks(nearest_l0), sparse=True
         ),

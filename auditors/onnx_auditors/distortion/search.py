@@ -150,6 +150,11 @@ class Search:
         size = self._block if self.origin.device.type == "cpu" else max(1, count)
         return [slice(begin, begin + size) for begin in range(0, count, size)]
 
+    def exact(self) -> Tensor:
+        """Returns the distances computed in float64 all through."""
+        found = self.norm.size(self.best.double() - self.origin)
+        return torch.where(self.distance.isfinite(), found, self.distance)
+
     def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
         """Takes those adversarial points that are nearer than the best so far."""
         places = adversarial.nonzero().squeeze(1)
