@@ -165,7 +165,7 @@ def _descend(
             here, seen = _hidden(plan, share / plan.sharp, pairs.change, drawn, room)
         x = origin + seen
         at = search.margin(x, rows, pairs.rival)
-        search.offer(x, rows, at.excess < 0)
+        search.offer(x, rows, at.excess < 0, seen)
         overshoot, average = _between(plan.overshoot, share), _between(plan.average, share)
         aim, away = _aim(search, pairs, here, at, room, overshoot, average)
         if end:

@@ -155,18 +155,25 @@ class Search:
         found = self.norm.size(self.best.double() - self.origin)
         return torch.where(self.distance.isfinite(), found, self.distance)
 
-    def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
-        """Takes those adversarial points that are nearer than the best so far."""
-        places = adversarial.nonzero().squeeze(1)
-        x, rows = x.index_select(0, places), rows[places]
-        distance = self.norm.size(x - self.origin.index_select(0, rows))
-        # Of several points for one probe the nearest counts: later entries overwrite earlier ones.
-        order = distance.argsort(descending=True, stable=True)
-        for_row = torch.full_like(self.distance, math.inf)
-        for_row.scatter_reduce_(0, rows, distance, "amin")
-        chosen = order[
-            (distance[order] == for_row[rows[order]]) & (distance < self.distance[rows])[order]
-        ]
+    def offer(
+        self, x: Tensor, rows: Tensor, adversarial: Tensor, change: Tensor | None = None
+    ) -> None:
+        """Takes those adversarial points that are nearer than the best so far.
+
+        Args:
+            x: Points, [m, d].
+            rows: Their probes, [m].
+            adversarial: Whether they count, bool [m].
+            change: What they differ by from the probes, if that is known.
+        """
+        if change is None:
+            change = x - self.origin.index_select(0, rows)
+        distance = self.norm.size(change).masked_fill(~adversarial, math.inf)
+        # Of several points for one probe the nearest counts.
+        nearest = torch.full_like(self.distance, math.inf)
+        nearest.scatter_reduce_(0, rows, distance, "amin")
+        nearer = (distance == nearest[rows]) & (distance < self.distance[rows])
+        chosen = nearer.nonzero().squeeze(1)
         self.distance[rows[chosen]] = distance[chosen]
         self.best[rows[chosen]] = x.index_select(0, chosen)
 
