@@ -82,6 +82,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
 
 
+def ends(normal: Tensor, lower: Tensor, upper: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what entries in places [n, k] gain at their box's ends, and the ends, [n, k]."""
+    normal, lower, upper = (each.gather(1, order) for each in (normal, lower, upper))
+    end = torch.where(normal > 0, lower, upper) * (normal != 0)
+    return -normal * end, end
+
+
 def highest(rank: Tensor, count: int) -> Tensor:
     """Returns the places of each row's largest entries, largest first, int64 [n, count].
 
@@ -144,10 +151,8 @@ def _filled(rank: Tensor, half_spaces: tuple[Tensor, ...], count: int, *, whole:
     """
     count = min(count, rank.shape[1])
     order = highest(rank, count)
-    needed = half_spaces[1]
-    normal, lower, upper = (half_spaces[i].gather(1, order) for i in (0, 2, 3))
-    end = torch.where(normal > 0, lower, upper) * (normal != 0)
-    gain = -normal * end
+    normal, needed, lower, upper = half_spaces
+    gain, end = ends(normal, lower, upper, order)
     reach = gain.cumsum(1)
     missing = needed[:, None] - (reach - gain)
     share = (missing > 0).to(end) if whole else (missing / gain.clamp_min(_TINY)).clamp(0, 1)
