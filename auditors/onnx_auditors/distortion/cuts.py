@@ -26,7 +26,7 @@ NEWTON_STEPS = 2
 _CLOSE = 1e-4
 """Share of a step that may be missing without another one of Newton's method."""
 _LEAST_SLOPE = 1e-3
-_TINY = 1e-30
+_TINY, _FAR = 1e-30, 1e15
 
 
 class Cuts:
@@ -91,7 +91,7 @@ class Cuts:
         order = count.argsort()
         filled = used[order].int().argsort(dim=1, descending=True, stable=True)
         places = order[:, None] * SLOTS + filled
-        needed = (self.needed + beyond[:, None]).flatten()[places]
+        needed = torch.where(used, self.needed + beyond[:, None], -_FAR).flatten()[places]
         multipliers = self.multipliers.flatten()[places]
         dual = _Dual(
             self.normals.flatten(0, 1), order, places, count[order], needed, lower, upper,
@@ -109,7 +109,7 @@ class _Dual:
         order: The pairs, int64 [m].
         places: Which of them each pair has, [m, slots]; those in use come first.
         count: Number of half-spaces, int64 [m].
-        needed: [m, slots].
+        needed: [m, slots]; far below 0 where there is none.
         lower: Lower end of the box, [m, d], unsorted.
         upper: Upper end of the box, [m, d], unsorted.
         multipliers: [m, slots].
@@ -126,12 +126,11 @@ class _Dual:
         self.needed = needed
         self.lower, self.upper, self.multipliers = lower, upper, multipliers
         self.step = torch.empty_like(lower)
-        self.missing = torch.zeros_like(needed)
+        self.missing = needed.clone()
         self.gram = needed.new_zeros(*needed.shape, SLOTS)
 
     def solved(self) -> Tensor:
         """Returns the multipliers after a few steps of Newton's method."""
-        used = torch.arange(SLOTS, device=self.count.device) < self.count[:, None]
         rows = torch.arange(len(self.count), device=self.count.device)
         for turn in range(NEWTON_STEPS + 1):
             last = turn == NEWTON_STEPS
@@ -139,19 +138,21 @@ class _Dual:
             if not len(rows):
                 break
             self.multipliers[rows] = _ascended(
-                self.multipliers[rows], self.missing[rows], self.gram[rows], used[rows]
+                self.multipliers[rows], self.missing[rows], self.gram[rows]
             )
         return self.multipliers
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
-        """Returns the pairs with equally many half-spaces, few enough to stay in the cache."""
+        """Returns pairs with equally many half-spaces, on the CPU few that stay in the cache."""
+        if rows.device.type != "cpu":
+            return [rows]
         alike = torch.split(rows, self.count[rows].bincount().tolist())
         size = rows_together(self.lower)
         return [part for each in alike for part in torch.split(each, size) if len(part)]
 
     def _look(self, rows: Tensor, *, last: bool) -> Tensor:
         """Brings some pairs' step up to date; returns those whose multipliers are not good yet."""
-        width = int(self.count[rows[0]])
+        width = int(self.count[rows[-1]])
         places, multipliers = self.places[rows, :width], self.multipliers[rows, :width]
         normals = self.normals.index_select(0, places.flatten()).reshape(*places.shape, -1)
         wish = -(multipliers[:, None] @ normals)[:, 0]
@@ -174,16 +175,15 @@ class _Dual:
         return rows
 
 
-def _ascended(multipliers: Tensor, missing: Tensor, gram: Tensor, used: Tensor) -> Tensor:
+def _ascended(multipliers: Tensor, missing: Tensor, gram: Tensor) -> Tensor:
     """Returns the multipliers, none negative, that are best for the dual's quadratic form here.
 
     Args:
         multipliers: Where the form was taken, [m, slots].
         missing: Its gradient there, [m, slots].
         gram: Minus its second derivative, [m, slots, slots].
-        used: Slots that count, [m, slots].
     """
-    inverse = (used / gram.diagonal(dim1=1, dim2=2).clamp_min(_LEAST_SLOPE)).T
+    inverse = 1 / gram.diagonal(dim1=1, dim2=2).clamp_min(_LEAST_SLOPE).T
     found, missing = _columns(multipliers), _columns(missing)
     gram = _columns(gram.flatten(1)).reshape(*gram.shape[1:], -1)
     for sweep in range(SWEEPS * len(found)):
