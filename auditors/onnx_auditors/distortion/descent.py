@@ -221,14 +221,14 @@ def _aim(
     """
     trust = TRUST * search.width * math.sqrt(here.shape[1])
     length = at.gradient.norm(dim=1).clamp_min(TINY)
-    unit = at.gradient / length[:, None]
     beta = min(pairs.steps / (pairs.steps + 3), average)
     if pairs.cuts is None:
-        normal = pairs.normal.lerp_(unit, 1 - beta)
+        weight = (1 - beta) / length
+        normal = pairs.normal.mul_(beta).addcmul_(at.gradient, weight[:, None])
     else:
-        slot, normal = pairs.cuts.renew(at.against, unit, beta)
+        slot, normal = pairs.cuts.renew(at.against, at.gradient / length[:, None], beta)
     size = normal.norm(dim=1).clamp_min(TINY)
-    away = at.value / (length * (dot(unit, normal) / size).clamp_min(LEAST_SLOPE))
+    away = at.value / torch.maximum(dot(at.gradient, normal) / size, LEAST_SLOPE * length)
     # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
     boost = torch.where(at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0])
     pairs.boost.copy_(boost.clamp_min(1.0))

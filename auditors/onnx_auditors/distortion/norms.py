@@ -117,7 +117,7 @@ def _along(
     # Without the box's ends this were the multiplier, so it is not beyond the exact one.
     lam = needed.clamp_min(0) / rate.sum(1).clamp_min(_TINY)
     lam = _newton(lam, (direction, rate, normal, needed, lower, upper))
-    return torch.clamp(-lam[:, None] * direction, lower, upper)
+    return (-lam[:, None] * direction).clamp_(lower, upper)
 
 
 def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) -> Tensor:
@@ -125,7 +125,8 @@ def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) 
     direction, rate, normal, needed, lower, upper = values
     wish = -lam[:, None] * direction
     step = torch.clamp(wish, lower, upper)
-    missing, slope = needed + dot(normal, step), dot(rate, wish.eq_(step))
+    slope = wish.eq_(step).mul_(rate).sum(1)
+    missing = needed + step.mul_(normal).sum(1)
     # Nothing more is to be had where no entry is free.
     increase = (missing / slope).nan_to_num(0.0, 0.0, 0.0).clamp_min_(0)
     found = lam + increase

@@ -87,6 +87,7 @@ class Search:
         self._logits = logits
         self._tell = tell
         self._seeds = seeds
+        self._charged = 0.0
         self._draws = 0
 
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ class Search:
     def charge(self, rows: Tensor, cost: float) -> None:
         """Books the cost of one row for each entry of `rows`."""
         self.spent.index_add_(0, rows, torch.full_like(rows, cost, dtype=torch.float64))
+        self._charged += cost * len(rows)
         effort.add(cost * len(rows))
 
     def left(self, rows: Tensor, budget: float) -> float:
@@ -181,8 +183,7 @@ class Search:
         self, loss: Callable[..., Tensor], x: Tensor, rows: Tensor, *others: Tensor
     ) -> Margin:
         self.charge(rows, 1.0)
-        searched = self.distance > 0
-        self._tell(float((self.spent * searched).sum() / searched.sum()))
+        self._tell(self._charged / len(self.spent))
         parts = []
         columns = (torch.split(column, self._block) for column in (x, rows, *others))
         for block, row, *rest in zip(*columns, strict=True):
