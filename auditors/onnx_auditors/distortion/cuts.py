@@ -137,9 +137,10 @@ class _Dual:
             rows = torch.cat([self._look(part, last=last) for part in self._parts(rows)])
             if not len(rows):
                 break
-            self.multipliers[rows] = _ascended(
-                self.multipliers[rows], self.missing[rows], self.gram[rows]
-            )
+            width = int(self.count[rows[-1]])
+            missing, gram = self.missing[rows, :width], self.gram[rows, :width, :width]
+            found = _ascended(self.multipliers[rows, :width], missing, gram)
+            self.multipliers[rows, :width] = found
         return self.multipliers
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
@@ -155,7 +156,7 @@ class _Dual:
         width = int(self.count[rows[-1]])
         places, multipliers = self.places[rows, :width], self.multipliers[rows, :width]
         normals = self.normals.index_select(0, places.flatten()).reshape(*places.shape, -1)
-        wish = -(multipliers[:, None] @ normals)[:, 0]
+        wish = (-multipliers[:, None] @ normals)[:, 0]
         order = self.order[rows]
         lower, upper = (end.index_select(0, order) for end in (self.lower, self.upper))
         step = torch.clamp(wish, lower, upper)
@@ -183,15 +184,15 @@ def _ascended(multipliers: Tensor, missing: Tensor, gram: Tensor) -> Tensor:
         missing: Its gradient there, [m, slots].
         gram: Minus its second derivative, [m, slots, slots].
     """
-    inverse = 1 / gram.diagonal(dim1=1, dim2=2).clamp_min(_LEAST_SLOPE).T
-    found, missing = _columns(multipliers), _columns(missing)
-    gram = _columns(gram.flatten(1)).reshape(*gram.shape[1:], -1)
-    for sweep in range(SWEEPS * len(found)):
-        slot = sweep % len(found)
-        grown = torch.addcmul(found[slot], missing[slot], inverse[slot]).clamp_min_(0)
-        missing.addcmul_(grown - found[slot], gram[slot], value=-1)
-        found[slot] = grown
-    return found.T.contiguous()
+    inverse = 1 / gram.diagonal(dim1=1, dim2=2).clamp_min(_LEAST_SLOPE)
+    least, missing = _columns(-multipliers), _columns(missing)
+    columns = _columns(gram.flatten(1)).reshape(*gram.shape[1:], -1)
+    slots = list(zip(least, missing, _columns(inverse), columns, strict=True))
+    for left, own, step, column in slots * SWEEPS:
+        change = torch.maximum(own * step, left)
+        left.sub_(change)
+        missing.addcmul_(change, column, value=-1)
+    return -least.T
 
 
 def _columns(values: Tensor) -> Tensor:
