@@ -117,7 +117,7 @@ class Pairs:
 
 def start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> Pairs:
     """Returns pairs of probes [m] and rivals [m] that stand at points [m, d]."""
-    change = search.clip(x).sub_(search.origin.index_select(0, rows))
+    change = search.clip(x, rows).sub_(search.origin.index_select(0, rows))
     one = torch.ones_like(x[:, 0])
     cuts = Cuts(len(x), x) if several(search) else None
     normal = torch.zeros_like(x)
@@ -269,7 +269,9 @@ def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
     steps follow the margin where it bends.
     """
     rows, rival = pairs.rows, pairs.rival
-    x = search.origin.index_select(0, rows)
+    x, lower, upper = (
+        each.index_select(0, rows) for each in (search.origin, search.lower, search.upper)
+    )
     crossed = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(steps):
         at = search.margin(x, rows, rival)
@@ -280,5 +282,5 @@ def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
         unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
         length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
         needed = length * (~crossed).to(x)
-        x = x + search.norm.nearest(unit, needed, search.lower - x, search.upper - x)
+        x = x + search.norm.nearest(unit, needed, lower - x, upper - x)
     return start(search, rows, rival, x)

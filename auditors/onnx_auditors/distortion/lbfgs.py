@@ -222,7 +222,7 @@ def _try(search: Search, pairs: _Pairs, direction: Tensor, slot: int) -> None:
     """Tries one step of each pair; takes it where Armijo's condition holds, else shortens it."""
     r = torch.addcmul(pairs.at.r, direction, pairs.length[:, None])
     r = torch.minimum(torch.maximum(r, pairs.lower), pairs.upper)
-    x = search.clip(search.origin[pairs.rows] + r)
+    x = search.clip(search.origin[pairs.rows] + r, pairs.rows)
     loss = search.cross_entropy(x, pairs.rows, pairs.rival, pairs.sharpness)
     search.offer(x, pairs.rows, loss.excess < 0)
     s = r - pairs.at.r

@@ -92,7 +92,7 @@ def ends(normal: Tensor, lower: Tensor, upper: Tensor, order: Tensor) -> tuple[T
 def highest(rank: Tensor, count: int) -> Tensor:
     """Returns the places of each row's largest entries, largest first, int64 [n, count].
 
-    They lie in the groups of entries with the largest maxima, of which no more than `count` count.
+    So many entries lie in as many groups, those with the largest maxima.
     """
     width = rank.shape[1] // _GROUP
     if rank.shape[1] % _GROUP or count > width // 2:

@@ -59,5 +59,5 @@ def _descend(search: Search, rows: Tensor, rival: Tensor, c: Tensor, steps: int)
         square = DECAY[1] * square + (1 - DECAY[1]) * slope.square()
         deviation = (square / (1 - DECAY[1] ** step)).sqrt() + TINY
         moved = RATE * search.width * mean / (1 - DECAY[0] ** step) / deviation
-        x = search.clip(x - moved)
+        x = search.clip(x - moved, rows)
     return found

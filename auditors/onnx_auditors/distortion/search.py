@@ -51,8 +51,8 @@ class Search:
         labels: The classes that count as right, int64 [n].
         targets: The classes that are aimed at, int64 [n]; None where any other class will do.
         anchors: Points of the box [p, d] and the network's answers to them [p]; None without.
-        lower: Lower end of the box, [1, d].
-        upper: Upper end of the box, [1, d].
+        lower: Lower end of the box, [n, d].
+        upper: Upper end of the box, [n, d].
         width: Mean width of the box.
         best: The nearest adversarial points so far, [n, d]; the probe where there is none.
         distance: Their distances, float64 [n]; inf where there is none.
@@ -78,7 +78,7 @@ class Search:
         self.labels = labels
         self.targets = targets
         self.anchors = None if anchors is None else (anchors[0].flatten(1), anchors[1])
-        self.lower, self.upper = (end.expand_as(inputs[:1]).flatten(1) for end in box)
+        self.lower, self.upper = (end.expand_as(inputs).flatten(1) for end in box)
         self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
@@ -138,17 +138,18 @@ class Search:
         self._draws += 1
         return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
 
-    def clip(self, x: Tensor) -> Tensor:
+    def clip(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the nearest points of the box."""
-        return torch.clamp(x, self.lower, self.upper)
+        return torch.clamp(x, self.lower.index_select(0, rows), self.upper.index_select(0, rows))
 
     def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the least and the largest changes of probes that the box allows, [m, d]."""
         origin = self.origin.index_select(0, rows)
-        return self.lower - origin, self.upper - origin
+        lower, upper = self.lower.index_select(0, rows), self.upper.index_select(0, rows)
+        return lower - origin, upper - origin
 
     def parts(self, count: int) -> list[slice]:
-        """Returns parts of so many points, on the CPU so small that they stay in the cache."""
+        """Returns the parts of so many points: on the CPU few that stay in the cache, else all."""
         size = self._block if self.origin.device.type == "cpu" else max(1, count)
         return [slice(begin, begin + size) for begin in range(0, count, size)]
 

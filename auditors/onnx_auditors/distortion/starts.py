@@ -76,11 +76,11 @@ def rescue(search: Search, rows: Tensor, order: Tensor) -> Tensor:
 
     What is found is brought to the boundary; its class is put first among the row's rivals.
     """
-    origin = search.origin[rows]
-    lower, upper = search.lower.expand_as(origin), search.upper.expand_as(origin)
+    origin, lower, upper = search.origin[rows], search.lower[rows], search.upper[rows]
     width = upper - lower
     random = [
-        search.clip(lower + width * (0.5 + 0.5 * search.noise(rows))) for _ in range(RESCUE_DRAWS)
+        search.clip(lower + width * (0.5 + 0.5 * search.noise(rows)), rows)
+        for _ in range(RESCUE_DRAWS)
     ]
     for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
         search.fooled(start, rows)
@@ -115,7 +115,7 @@ def to_boundary(search: Search, rows: Tensor, passes: int) -> None:
     for _ in range(passes - 2):
         share = (above / (above - below)).nan_to_num(1 / 2).clamp(NEAR_END, 1 - NEAR_END)
         middle = low + share * (high - low)
-        x = search.clip(origin + middle[:, None] * (far - origin))
+        x = search.clip(origin + middle[:, None] * (far - origin), rows)
         value = search.excess(search.scores(x, rows), rows) + aim
         fooled = value < 0
         search.offer(x, rows, fooled)
@@ -138,7 +138,7 @@ def bisect(
     x = far
     for _ in range(steps):
         middle = (low + high) / 2
-        tried = search.clip(origin + middle * (far - origin))
+        tried = search.clip(origin + middle * (far - origin), rows)
         scores = search.scores(tried, rows)
         fooled = search.excess(scores, rows) < 0
         search.offer(tried, rows, fooled)
