@@ -6,7 +6,7 @@ WORKERS ?= 2
 # Workers that share the cores lose more by waiting for each other's threads than they gain by them.
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: demo test test-slow chromium prometheus buildah lint bench proto manifests settings release \
+.PHONY: demo test test-slow test-gpu chromium prometheus buildah lint bench proto manifests settings release \
 	image serve clean
 .DEFAULT_GOAL := test
 
@@ -59,6 +59,10 @@ test: lint chromium prometheus .tools/installed  ## Everything that must hold be
 
 test-slow: .venv/installed .tools/installed .tools-checkov/installed .tools-sbom/installed buildah  ## The longer proofs
 	$(BIN)/pytest -m slow
+
+test-gpu: .venv/installed  ## The auditors' tests on a GPU, beside the CPU and in its place
+	$(BIN)/pytest tests/auditors/test_cuda.py
+	$(BIN)/pytest -p tests.on_device -m 'not slow' --ignore tests/auditors/network tests/auditors
 
 bench: .venv/installed  ## Ours beside the peers
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

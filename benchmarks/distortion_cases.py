@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import trained
+from benchmarks import clock, trained
 
 from onnx_auditors.network import Session, load
 
@@ -48,6 +47,7 @@ class Case:
         labels: Their classes, int64 [n].
         targets: For each another class, drawn at random, int64 [n].
         job: What the peers get.
+        device: Where the network computes, and where the tensors are.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Case:
     labels: Tensor
     targets: Tensor
     job: dict[str, Any]
+    device: str = "cpu"
 
 
 def open_case(name: str, samples: int, folder: Path, seed: int = 0) -> Case:
@@ -69,18 +70,9 @@ def open_case(name: str, samples: int, folder: Path, seed: int = 0) -> Case:
         seed: Seed of the draw and of the targets.
     """
     path = _path(name, folder)
-    network, session = load(path), Session(path, threads=1)
-    images = _images(name)
-    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in _MAPS.get(name, ((0.0,), (1.0,))))
-    shape = tuple(network.input.shape[1:])
-
-    def fed(x: Tensor) -> Tensor:
-        return ((x - mean) / std).reshape(-1, *shape) if name in _MAPS else x.reshape(-1, *shape)
-
-    def logits(x: Tensor) -> Tensor:
-        scores: Tensor = network(fed(x))
-        return scores
-
+    session, images = Session(path, threads=1), _images(name)
+    fed, logits = _functions(name, path, "cpu")
+    mean, std = _map(name)
     with torch.no_grad():
         scores = logits(images.x)
     generator = torch.Generator().manual_seed(seed)
@@ -99,6 +91,39 @@ def open_case(name: str, samples: int, folder: Path, seed: int = 0) -> Case:
     return Case(
         name, logits, lambda x: session.run(fed(x).numpy()).argmax(1), inputs, labels, targets, job
     )
+
+
+def moved(case: Case, count: int, folder: Path, device: str) -> Case:
+    """Returns a case with a number of images, some of them several times, on a device."""
+    rows = torch.arange(count) % len(case.labels)
+    _, logits = _functions(case.name, _path(case.name, folder), device)
+    inputs, labels, targets = (t[rows].to(device) for t in (case.inputs, case.labels, case.targets))
+    return replace(
+        case, network=logits, inputs=inputs, labels=labels, targets=targets, device=device
+    )
+
+
+def _functions(
+    name: str, path: Path, device: str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Returns the maps from images to what the network takes, and to logits."""
+    network = load(path, device)
+    mean, std = (end.to(device) for end in _map(name))
+    shape = tuple(network.input.shape[1:])
+
+    def fed(x: Tensor) -> Tensor:
+        return ((x - mean) / std).reshape(-1, *shape) if name in _MAPS else x.reshape(-1, *shape)
+
+    def logits(x: Tensor) -> Tensor:
+        scores: Tensor = network(fed(x))
+        return scores
+
+    return fed, logits
+
+
+def _map(name: str) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in _MAPS.get(name, ((0.0,), (1.0,))))
+    return mean, std
 
 
 def _path(name: str, folder: Path) -> Path:
@@ -168,11 +193,11 @@ def _step(op_type: str, attributes: dict[str, Any], constants: list[Tensor]) -> 
 
 
 def bare_passes(case: Case, rounds: int) -> list[float]:
-    """Returns the CPU seconds of one forward and one backward pass of all images, several times."""
+    """Returns the seconds of one forward and one backward pass of all images, several times."""
     times = []
     for _ in range(rounds):
         leaf = case.inputs.clone().requires_grad_()
-        begin = time.process_time()
+        begin = clock.seconds(case.device)
         torch.autograd.grad(case.network(leaf).sum(), leaf)
-        times.append(time.process_time() - begin)
+        times.append(clock.seconds(case.device) - begin)
     return times

@@ -1,6 +1,6 @@
 """Certified norms of every linear layer of AlexNet and ResNet-50 with random weights.
 
-    python benchmarks/lipschitz_layers.py [alexnet] [resnet50]
+    python benchmarks/lipschitz_layers.py [alexnet] [resnet50] [--device cuda:0]
 
 The shapes are those of Krizhevsky et al. 2012 (one column, as Szegedy et al. 2013 audited it) and
 of He et al. 2016, table 1 (stride in the 3x3 convolution). Weights are drawn as He et al. 2015.
@@ -8,11 +8,17 @@ of He et al. 2016, table 1 (stride in the 3x3 convolution). Weights are drawn as
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import clock
 
 from onnx_auditors.lipschitz import OperatorSpec, operator_bounds
 
@@ -62,16 +68,16 @@ def resnet50() -> list[Layer]:
     return [*layers, dense("fc", 2048, 1000)]
 
 
-def audit(name: str, layers: list[Layer]) -> None:
-    print(f"\n## {name}")
-    print("| layer | shape | lower | upper | gap | proof | method | CPU seconds |")
+def audit(name: str, layers: list[Layer], device: str) -> None:
+    print(f"\n## {name}, {clock.name_of(device)}")
+    print("| layer | shape | lower | upper | gap | proof | method | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     gaps = []
     started, used = time.perf_counter(), time.process_time()
     for layer, spec in layers:
-        before = time.process_time()
-        bound = operator_bounds(spec, entropy=0)
-        seconds = time.process_time() - before
+        before = clock.seconds(device)
+        bound = operator_bounds(spec.to(torch.device(device)), entropy=0)
+        seconds = clock.seconds(device) - before
         gaps.append(bound.gap)
         kernel = "x".join(map(str, spec.w.shape))
         side = "x".join(map(str, spec.input_shape))
@@ -89,10 +95,14 @@ def audit(name: str, layers: list[Layer]) -> None:
 
 
 def main() -> None:
-    torch.manual_seed(0)
     networks = {"alexnet": alexnet, "resnet50": resnet50}
-    for name in sys.argv[1:] or list(networks):
-        audit(name, networks[name]())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("networks", nargs="*", default=list(networks), help=", ".join(networks))
+    parser.add_argument("--device", default="cpu", help="cpu or a CUDA device")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    for name in options.networks:
+        audit(name, networks[name](), options.device)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,17 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-import time
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import clock
 
 from onnx_auditors.context import fix_numerics
 from onnx_auditors.units.directions import Directions, Family
@@ -25,17 +30,17 @@ BLOCK = 4096
 FAMILIES = (Family.NATURAL, Family.RANDOM, Family.ROTATED)
 
 
-def blocks(count: int, size: int) -> Iterator[Tensor]:
+def blocks(count: int, size: int, device: str) -> Iterator[Tensor]:
     """Activations block by block, the same for everybody, [n, 1, units]."""
     generator = torch.Generator().manual_seed(0)
-    fixed = torch.randn(min(BLOCK, count), 1, size, generator=generator)
+    fixed = torch.randn(min(BLOCK, count), 1, size, generator=generator).to(device)
     for begin in range(0, count, BLOCK):
         rows = min(BLOCK, count - begin)
         # Another block without the time of drawing one.
         yield fixed[:rows].roll(begin // BLOCK, 2)
 
 
-def directions_of(size: int, rotations: int) -> Directions:
+def directions_of(size: int, rotations: int, device: str) -> Directions:
     """1,024 random directions and rotated bases of at most 256 rows."""
     return Directions(
         name="value",
@@ -46,7 +51,7 @@ def directions_of(size: int, rotations: int) -> Directions:
         rows=min(256, size),
         sign=torch.ones(size),
         bases={},
-        device=torch.device("cpu"),
+        device=torch.device(device),
     )
 
 
@@ -54,7 +59,7 @@ def ours(count: int, made: Directions, width: int) -> list[Tensor]:
     """The pass of the auditor over all probes."""
     tops = {f: Top(made.count(f), width, made.device) for f in FAMILIES}
     rank = 0
-    for block in blocks(count, made.size):
+    for block in blocks(count, made.size, str(made.device)):
         for family, top in tops.items():
             for begin, end in made.chunks(family):
                 top.add(begin, made.project(block, family, begin, end), rank)
@@ -72,11 +77,13 @@ def chunks_of(made: Directions) -> list[Tensor | slice]:
     return found
 
 
-def bare(count: int, size: int, chunks: list[Tensor | slice], width: int) -> list[Tensor]:
+def bare(
+    count: int, size: int, chunks: list[Tensor | slice], width: int, device: str
+) -> list[Tensor]:
     """Matrix products and torch's top-k, block by block."""
     best: list[tuple[Tensor, Tensor] | None] = [None] * len(chunks)
     rank = 0
-    for block in blocks(count, size):
+    for block in blocks(count, size, device):
         flat = block[:, 0]
         for i, chunk in enumerate(chunks):
             values = flat[:, chunk].T if isinstance(chunk, slice) else chunk.T @ flat.T
@@ -92,8 +99,8 @@ def bare(count: int, size: int, chunks: list[Tensor | slice], width: int) -> lis
 
 
 def plain(count: int, size: int, chunks: list[Tensor | slice], width: int) -> list[Tensor]:
-    """All activations in memory, then a sort of each direction."""
-    flat = torch.cat([block[:, 0] for block in blocks(count, size)])
+    """All activations in memory, then a sort of each direction; on the CPU."""
+    flat = torch.cat([block[:, 0] for block in blocks(count, size, "cpu")])
     found = []
     for chunk in chunks:
         values = flat[:, chunk].T if isinstance(chunk, slice) else chunk.T @ flat.T
@@ -101,11 +108,18 @@ def plain(count: int, size: int, chunks: list[Tensor | slice], width: int) -> li
     return found
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Returns wall and CPU seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
+def timed(work: Callable[[], object], device: str) -> float:
+    """Returns the seconds of some work."""
+    begin = clock.seconds(device)
     work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return clock.seconds(device) - begin
+
+
+def _peak(device: str) -> float:
+    """Returns the largest memory so far in MiB: of the process, or what torch took on a GPU."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def main() -> None:
@@ -116,20 +130,24 @@ def main() -> None:
     parser.add_argument(
         "--no-plain", action="store_true", help="leave out the plain way, which needs the memory"
     )
+    parser.add_argument("--device", default="cpu", help="cpu or a CUDA device")
     arguments = parser.parse_args()
     fix_numerics(arguments.threads)
-    print(f"{arguments.rotations} rotations, 1,024 random directions, top 1 % of the probes, CPU s")
+    device, rotations = arguments.device, arguments.rotations
+    with_plain = device == "cpu" and not arguments.no_plain
+    print(f"{rotations} rotations, 1,024 random directions, top 1 % of the probes, seconds on "
+          f"{clock.name_of(device)}")  # fmt: skip
     print("probes  units   ours  bare  plain  ours/bare  ours/plain  state MB  peak MB")
     for text in arguments.sizes.split(","):
         count, size = map(int, text.split("x"))
-        made, width = directions_of(size, arguments.rotations), max(9, count // 100)
-        streamed = timed(lambda: ours(count, made, width))[1]  # noqa: B023 - called at once
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        chunks = chunks_of(directions_of(size, arguments.rotations))
-        products = timed(lambda: bare(count, size, chunks, width))[1]  # noqa: B023
+        made, width = directions_of(size, rotations, device), max(9, count // 100)
+        streamed = timed(lambda: ours(count, made, width), device)  # noqa: B023 - called at once
+        peak = _peak(device)
+        chunks = chunks_of(directions_of(size, rotations, device))
+        products = timed(lambda: bare(count, size, chunks, width, device), device)  # noqa: B023
         sorted_all = math.nan
-        if not arguments.no_plain:
-            sorted_all = timed(lambda: plain(count, size, chunks, width))[1]  # noqa: B023
+        if with_plain:
+            sorted_all = timed(lambda: plain(count, size, chunks, width), device)  # noqa: B023
         state = sum(made.count(f) for f in FAMILIES) * width * 8 / 2**20
         print(
             f"{count:6} {size:6} {streamed:6.1f} {products:5.1f} {sorted_all:6.1f} "

@@ -239,6 +239,8 @@ def fix_numerics(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
+    # It writes all memory twice; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set by name
     torch.set_num_threads(threads)
 
 

@@ -19,7 +19,8 @@ from onnx_auditors.distortion.shard import Rows, Shard
 from onnx_auditors.errors import InvalidConfig
 
 _DEFAULT_BUDGET, _DEFAULT_RUNS, _EXACT_PROBES = 500, 1000, 32
-_SHARD_PROBES, _SHARDS, _FEWEST_TO_SPLIT = 128, 4, 32
+_SHARDS, _FEWEST_TO_SPLIT = 4, 32
+_SHARD_PROBES = {"cpu": 128, "cuda": 4096}
 _MOST_REPEATED, _REPEATED_SHARE = 32, 4
 _REPEATED_SEED, _PROVED_SEED = 5, 9
 _MOST_CLASSES = 100
@@ -77,9 +78,9 @@ class DistortionAuditor:
         return resolved
 
     def plan(self, config: v1.DistortionConfig, context: Context) -> Plan:
-        """Cuts the probes into shards of at most 128, into at least 4 from 32 probes on."""
+        """Cuts the probes into shards, which are searched at once where the memory allows it."""
         count = drawing.probe_count(context, config.max_probes)
-        return Plan(shards=-(-count // _shard_size(count)), items=count, unit="probes")
+        return Plan(shards=-(-count // _shard_size(context, count)), items=count, unit="probes")
 
     def run(
         self, config: v1.DistortionConfig, context: Context, shard: int, progress: Progress
@@ -91,7 +92,7 @@ class DistortionAuditor:
             BoundsCrossed: An example contradicts a proof.
         """
         rows = _audited(config, context)
-        size = _shard_size(len(rows.probes))
+        size = _shard_size(context, len(rows.probes))
         begin, end = shard * size, min((shard + 1) * size, len(rows.probes))
         step = batch_rows(context)
         anchors = drawing.anchors(context, step) if config.budget >= ANCHORED_BUDGET else None
@@ -128,10 +129,12 @@ class DistortionAuditor:
         return found
 
 
-def _shard_size(count: int) -> int:
-    if count < _FEWEST_TO_SPLIT:
-        return count
-    return min(_SHARD_PROBES, -(-count // _SHARDS))
+def _shard_size(context: Context, count: int) -> int:
+    """Returns the probes of a shard: a GPU has most to do with many at once."""
+    device = context.device.type
+    if device == "cpu" and count >= _FEWEST_TO_SPLIT:
+        count = -(-count // _SHARDS)
+    return min(_SHARD_PROBES[device], count)
 
 
 def _repeated(count: int) -> int:

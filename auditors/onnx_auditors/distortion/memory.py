@@ -11,7 +11,8 @@ import torch
 from onnx_auditors.context import Context
 from onnx_auditors.network.plan import UnknownShape
 
-LARGEST_BATCH = 256
+LARGEST_BATCH = {"cpu": 256, "cuda": 4096}
+"""By the type of the device; larger ones gain nothing."""
 _CPU_BYTES = 2 * 2**30
 _CUDA_SHARE = 4
 _POINTS_PER_PROBE = 9
@@ -24,7 +25,7 @@ _UNKNOWN_BATCH = 32
 
 
 def batch_rows(context: Context) -> int:
-    """Returns the number of searches that go on together, 1 to 256."""
+    """Returns the number of searches that go on together, 1 to `LARGEST_BATCH`."""
     try:
         activations = activation_bytes(context)
     except UnknownShape:
@@ -32,7 +33,7 @@ def batch_rows(context: Context) -> int:
     point = 4 * torch.Size(context.input_map.probe_shape).numel()
     points = min(_POINTS_PER_PROBE, context.network.classes - 1)
     needed = points * (activations + _ARRAYS * point)
-    return int(max(1, min(LARGEST_BATCH, _allowed(context.device) // needed)))
+    return int(max(1, min(LARGEST_BATCH[context.device.type], _allowed(context.device) // needed)))
 
 
 def activation_bytes(context: Context) -> int:

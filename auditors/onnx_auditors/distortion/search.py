@@ -21,8 +21,8 @@ from onnx_auditors.distortion.norms import Norm
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
-_CPU_ROWS, _OTHER_ROWS = 256, 1024
-"""Rows that the network takes at once. On the CPU few of them stay in the cache."""
+_BLOCK_ROWS = {"cpu": 256, "cuda": 2**16}
+"""Rows that go through the network together. On the CPU few of them stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Search:
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
         self.spent = torch.zeros_like(self.distance)
-        self._block = _CPU_ROWS if inputs.device.type == "cpu" else _OTHER_ROWS
         self._logits = logits
         self._tell = tell
         self._seeds = seeds
         self._charged = 0.0
         self._draws = 0
+        self._block = _BLOCK_ROWS[inputs.device.type]
 
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns logits without gradients; costs half an evaluation a row."""
@@ -149,9 +149,8 @@ class Search:
         return lower - origin, upper - origin
 
     def parts(self, count: int) -> list[slice]:
-        """Returns the parts of so many points: on the CPU few that stay in the cache, else all."""
-        size = self._block if self.origin.device.type == "cpu" else max(1, count)
-        return [slice(begin, begin + size) for begin in range(0, count, size)]
+        """Returns the parts of so many points that go through the network together."""
+        return [slice(begin, begin + self._block) for begin in range(0, count, self._block)]
 
     def exact(self) -> Tensor:
         """Returns the distances computed in float64 all through."""

@@ -50,7 +50,8 @@ class Session:
 
     Args:
         path: The ONNX file, or its bytes.
-        device: "cpu", or a CUDA device such as "cuda:0".
+        device: "cpu", or a CUDA device such as "cuda:0"; an ONNX Runtime that was built without
+            CUDA judges on the CPU.
         threads: Threads of one operator.
         output: Name of the output that the answer is read from; found as the network does if left
             out.
@@ -60,7 +61,7 @@ class Session:
         optimized: Whether ONNX Runtime may rewrite the graph, as it does by default.
 
     Raises:
-        ModelFailed: ONNX Runtime does not take the model, or not on this device.
+        ModelFailed: ONNX Runtime does not take the model, or knows CUDA and cannot use it.
         InvalidModel: The model has several inputs, or no input or output of numbers.
 
     Attributes:
@@ -90,14 +91,16 @@ class Session:
         optimized: bool = True,
     ) -> None:
         self.threads = threads
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            device = "cpu"
         guard = optimized and saturates()
         opened = _open_guarded if guard else _open
         self._session = opened(path, device, threads, optimized=optimized)
         self.providers = list(self._session.get_providers())
         if device.startswith("cuda") and "CUDAExecutionProvider" not in self.providers:
             raise ModelFailed(
-                f"ONNX Runtime was asked for {device} and runs on {self.providers}; install "
-                "onnxruntime-gpu for this CUDA version, or audit on the CPU"
+                f"ONNX Runtime was asked for {device} and runs on {self.providers}; install the "
+                "onnxruntime-gpu of this CUDA version, or onnxruntime, which judges on the CPU"
             )
         inputs = self._session.get_inputs()
         if len(inputs) != 1:

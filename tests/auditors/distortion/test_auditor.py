@@ -132,7 +132,8 @@ def test_labels_beyond_the_classes(files: tuple[Path, Path], tmp_path: Path) -> 
 )
 def test_plan(count: int, shards: int, files: tuple[Path, Path], tmp_path: Path) -> None:
     """Few probes are one shard, more at least four, many 128 to a shard."""
-    context = open_context(files[0], save_probes(tmp_path / "q", np.zeros((count, WIDTH), "f4")))
+    probes = save_probes(tmp_path / "q", np.zeros((count, WIDTH), "f4"))
+    context = open_context(files[0], probes, device="cpu")
     plan = DistortionAuditor().plan(v1.DistortionConfig(budget=5), context)
     assert (plan.shards, plan.items) == (shards, count)
 

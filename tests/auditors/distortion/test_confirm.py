@@ -256,7 +256,8 @@ def test_uint8_probes_of_a_context(tmp_path: Path) -> None:
     onnx.save_model(graph_model([node], {"x": ["n", 10]}, {"w": weights}), tmp_path / "m.onnx")
     stored = rng.integers(60, 200, (12, 10), dtype=np.uint8)
     spec = v1.InputSpec(divisor=127.5, mean=[1.0], std=[1.0], lower=[0.0], upper=[2.0])
-    context = open_context(tmp_path / "m.onnx", save_probes(tmp_path / "p", stored), spec)
+    probes = save_probes(tmp_path / "p", stored)
+    context = open_context(tmp_path / "m.onnx", probes, spec, device="cpu")
     levels = levels_of(context)
     assert levels == 127.5
     rows = np.arange(12)

@@ -26,19 +26,19 @@ SIZES, COUNT = (10, 16, 12, 4), 24
 NORMS = [v1.NORM_L2, v1.NORM_LINF]
 
 
-def opened(tmp_path: Path) -> Context:
+def opened(tmp_path: Path, *device: str) -> Context:
     """Opens an MLP of two hidden layers with random probes that count as answered rightly."""
     path = models.save(models.mlp(SIZES), tmp_path / "m.onnx")
     probes = save_probes(tmp_path / "p", models.probes(COUNT, SIZES[0]))
-    return open_context(path, probes, v1.InputSpec(lower=[0.0], upper=[1.0]), seed=5)
+    return open_context(path, probes, v1.InputSpec(lower=[0.0], upper=[1.0]), 5, *device)
 
 
 def last_layer(context: Context) -> tuple[npt.NDArray[np.float64], ...]:
     """Returns the last hidden values of all probes, and margins and normals to every class."""
     proto = context.network.original
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    x = torch.from_numpy(context.inputs(np.arange(COUNT)))
-    value = context.network.values(x, ["a1"])["a1"].double().numpy()
+    x = torch.from_numpy(context.inputs(np.arange(COUNT))).to(context.device)
+    value = context.network.values(x, ["a1"])["a1"].double().cpu().numpy()
     matrix = weights["w2"].astype(np.float64)
     logits = value @ matrix + weights["b2"]
     labels = logits.argmax(1)
@@ -50,7 +50,7 @@ def last_layer(context: Context) -> tuple[npt.NDArray[np.float64], ...]:
 @pytest.mark.parametrize(("norm", "dual"), [("l2", 2), ("linf", 1)])
 def test_the_last_hidden_layer_is_linear(norm: str, dual: int, tmp_path: Path) -> None:
     """Its distance is the least margin over the dual norm, where the box lets it be."""
-    context = opened(tmp_path)
+    context = opened(tmp_path, "cpu")
     value, margins, normals, labels = last_layer(context)
     size = np.linalg.norm(normals, dual, axis=2)
     distance = np.divide(margins, size, out=np.full_like(margins, np.inf), where=size > 0)

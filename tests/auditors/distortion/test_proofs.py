@@ -51,7 +51,9 @@ def opened(tmp_path: Path, middle: str, end: str = "Softmax") -> Context:
     onnx.save_model(graph_model(nodes, {"x": ["n", WIDTH]}, used), tmp_path / "m.onnx")
     inputs = np.random.default_rng(1).random((COUNT, WIDTH), dtype=np.float32)
     spec = v1.InputSpec(lower=[0.0], upper=[1.0], mean=[0.4], std=[0.25])
-    return open_context(tmp_path / "m.onnx", save_probes(tmp_path / "p", inputs), spec, seed=3)
+    return open_context(
+        tmp_path / "m.onnx", save_probes(tmp_path / "p", inputs), spec, seed=3, device="cpu"
+    )
 
 
 def scores(x: npt.NDArray[np.float64], middle: str) -> npt.NDArray[np.float64]:

@@ -45,23 +45,28 @@ def without_squash(name: str) -> nn.Module:
     return module
 
 
-def check(name: str, content: bytes) -> Network:
+def check(name: str, content: bytes, device: str = "cpu") -> Network:
     """Checks outputs, all values, logits and input gradients of an export."""
-    network, x = load(content), inputs(name)
+    network, x = load(content, device), inputs(name)
     session = Session(content, output=network.output)
     result = parity(network, session, x.numpy())
     require(result)
     assert result.max_relative_difference <= 1e-5
     assert result.label_agreement == ROWS
     original = without_squash(name)
-    found, expected = network(x), zoo.classify(original, x)
+    found, expected = network(x.to(device)).cpu(), zoo.classify(original, x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(found.shape[1], generator=torch.Generator().manual_seed(2))
-    assert cosine(network, lambda x: zoo.classify(original, x), x, weights) >= 0.99999
+
+    def moved(x: Tensor) -> Tensor:
+        there: Tensor = network(x.to(device))
+        return there.cpu()
+
+    assert cosine(moved, lambda x: zoo.classify(original, x), x, weights) >= 0.99999
     return network
 
 
-def cosine(network: Network, original: object, x: Tensor, weights: Tensor) -> float:
+def cosine(network: object, original: object, x: Tensor, weights: Tensor) -> float:
     gradients = []
     for function in (network, original):
         leaf = x.clone().requires_grad_()

@@ -121,7 +121,7 @@ def test_without_a_name_the_last_linear_layer_says_which_value(
     embedding = reference.of_model(OTHER, context)
     assert embedding.source == "value 'fc1_relu' of models/other"
     rows = np.array([5, 0, 7])
-    network = load(tmp_path / "other.onnx")
+    network = load(tmp_path / "other.onnx", context.device)
     fed = context.input_map(context.input_map.lower.new_tensor(context.inputs(rows)))
-    expected = network.values(fed, ["fc1_relu"])["fc1_relu"].detach().numpy()
+    expected = network.values(fed, ["fc1_relu"])["fc1_relu"].detach().cpu().numpy()
     assert embedding.features(rows) == pytest.approx(expected, abs=1e-5)

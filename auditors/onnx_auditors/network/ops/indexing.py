@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onnx_auditors.network.node import Node
 from onnx_auditors.network.registry import Function, operator
+from onnx_auditors.network.repeatable import on_the_cpu
 
 
 @operator("Gather", carries=True)
@@ -121,6 +122,7 @@ def _flat_places(index: Tensor, sizes: tuple[int, ...], strides: list[int]) -> T
     return (torch.where(index < 0, index + limits, index) * steps).sum(-1)
 
 
+_multiplied = on_the_cpu(torch.scatter_reduce)
 _REDUCE: dict[str, str] = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
@@ -130,12 +132,13 @@ def scatter_elements(node: Node) -> Function:
     axis = node.integer("axis", 0)
     size = node.shape()[axis]
     reduction = node.text("reduction", "none")
+    reduce = _multiplied if reduction == "mul" else torch.scatter_reduce
 
     def function(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
         places = torch.where(index < 0, index + size, index).long()
         if reduction == "none":
             return torch.scatter(x, axis, places, updates)
-        return torch.scatter_reduce(x, axis, places, updates, _REDUCE[reduction])
+        return reduce(x, axis, places, updates, _REDUCE[reduction])
 
     return function
 
@@ -144,6 +147,7 @@ def scatter_elements(node: Node) -> Function:
 def scatter_nd(node: Node) -> Function:
     """Puts slices to tuples of indices; can add, multiply, or take the extreme."""
     reduction = node.text("reduction", "none")
+    reduce = _multiplied if reduction == "mul" else torch.scatter_reduce
     shape, index_shape = node.shape(), node.shape(1)
     depth = index_shape[-1]
     strides = _strides(shape[:depth])
@@ -155,7 +159,7 @@ def scatter_nd(node: Node) -> Function:
         blocks = updates.reshape(-1, block)
         if reduction == "none":
             return torch.scatter(flat, 0, places, blocks).reshape(shape)
-        reduced = torch.scatter_reduce(flat, 0, places, blocks, _REDUCE[reduction])
+        reduced = reduce(flat, 0, places, blocks, _REDUCE[reduction])
         return reduced.reshape(shape)
 
     return function

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from onnx_auditors.network.node import Node
 from onnx_auditors.network.registry import Function, operator
+from onnx_auditors.network.repeatable import on_the_cpu
 from onnx_auditors.network.windows import Window, pad_amounts, read_window
 
 
@@ -19,7 +20,7 @@ def max_pool(node: Node) -> Function:
     """Largest entry of each window; padding never wins."""
     columns_first = bool(node.integer("storage_order", 0))
     window, axes = _pool_window(node)
-    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[axes - 1]
+    pool = (functional.max_pool1d, functional.max_pool2d, _max_pool3d)[axes - 1]
     amounts = pad_amounts(window.begin, window.end)
     native = window.begin == window.end and all(
         2 * pad <= size for pad, size in zip(window.begin, window.kernel, strict=True)
@@ -72,7 +73,7 @@ def average_pool(node: Node) -> Function:
     window, axes = _pool_window(node)
     if any(d != 1 for d in window.dilations):
         return _dilated_average(node, window, declared, include=include)
-    pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1]
+    pool = (functional.avg_pool1d, functional.avg_pool2d, _avg_pool3d)[axes - 1]
     amounts = pad_amounts(window.begin, window.end)
     if not any(amounts):
         return lambda x: pool(x, window.kernel, window.strides)
@@ -92,6 +93,22 @@ def average_pool(node: Node) -> Function:
         return mean / share.to(x.device, x.dtype)
 
     return function
+
+
+_max_pool3d = on_the_cpu(functional.max_pool3d)
+
+
+def _avg_pool3d(x: Tensor, kernel: list[int], strides: list[int]) -> Tensor:
+    """Mean over a volume's windows, in its planes and then across them.
+
+    The backward pass of torch's own does not give the same bits twice on a GPU.
+    """
+    n, maps, depth, *plane = x.shape
+    planes = functional.avg_pool2d(x.reshape(n, maps * depth, *plane), kernel[1:], strides[1:])
+    plane = list(planes.shape[2:])
+    columns = planes.reshape(n, maps, depth, -1)
+    across = functional.avg_pool2d(columns, (kernel[0], 1), (strides[0], 1))
+    return across.reshape(n, maps, -1, *plane)
 
 
 def _counted(node: Node, window: Window) -> Tensor:

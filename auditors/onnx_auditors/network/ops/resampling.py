@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from onnx_auditors.network.node import Node
 from onnx_auditors.network.registry import Function, operator
+from onnx_auditors.network.repeatable import on_the_cpu
 
 _Array = npt.NDArray[np.float64]
 
@@ -258,12 +259,13 @@ def grid_sample(node: Node) -> Function:
     align = bool(node.integer("align_corners", 0))
     if not mode or (mode == "bicubic" and len(node.shape()) != _PLANE):
         node.refuse("this mode is not covered for maps of this rank")
-    return lambda x, grid: functional.grid_sample(
+    return lambda x, grid: _grid_sample(
         x, grid, mode=mode, padding_mode=padding, align_corners=align
     )
 
 
 _PLANE = 4
+_grid_sample = on_the_cpu(functional.grid_sample)
 
 
 @operator("AffineGrid", since=20)
