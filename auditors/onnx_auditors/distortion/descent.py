@@ -269,9 +269,7 @@ def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
     steps follow the margin where it bends.
     """
     rows, rival = pairs.rows, pairs.rival
-    x, lower, upper = (
-        each.index_select(0, rows) for each in (search.origin, search.lower, search.upper)
-    )
+    x, (lower, upper) = search.origin.index_select(0, rows), search.box(rows)
     crossed = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(steps):
         at = search.margin(x, rows, rival)

@@ -51,8 +51,6 @@ class Search:
         labels: The classes that count as right, int64 [n].
         targets: The classes that are aimed at, int64 [n]; None where any other class will do.
         anchors: Points of the box [p, d] and the network's answers to them [p]; None without.
-        lower: Lower end of the box, [n, d].
-        upper: Upper end of the box, [n, d].
         width: Mean width of the box.
         best: The nearest adversarial points so far, [n, d]; the probe where there is none.
         distance: Their distances, float64 [n]; inf where there is none.
@@ -78,7 +76,11 @@ class Search:
         self.labels = labels
         self.targets = targets
         self.anchors = None if anchors is None else (anchors[0].flatten(1), anchors[1])
-        self.lower, self.upper = (end.expand_as(inputs).flatten(1) for end in box)
+        alike = [end.dim() < inputs.dim() or len(end) == 1 for end in box]
+        self._box = [
+            end.expand_as(inputs[:1] if same else inputs).flatten(1)
+            for end, same in zip(box, alike, strict=True)
+        ]
         self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
@@ -138,14 +140,18 @@ class Search:
         self._draws += 1
         return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
 
+    def box(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the box's ends, [m, d], or [1, d] where they are the same for all probes."""
+        lower, upper = (end if len(end) == 1 else end.index_select(0, rows) for end in self._box)
+        return lower, upper
+
     def clip(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the nearest points of the box."""
-        return torch.clamp(x, self.lower.index_select(0, rows), self.upper.index_select(0, rows))
+        return torch.clamp(x, *self.box(rows))
 
     def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the least and the largest changes of probes that the box allows, [m, d]."""
-        origin = self.origin.index_select(0, rows)
-        lower, upper = self.lower.index_select(0, rows), self.upper.index_select(0, rows)
+        origin, (lower, upper) = self.origin.index_select(0, rows), self.box(rows)
         return lower - origin, upper - origin
 
     def parts(self, count: int) -> list[slice]:
