@@ -130,10 +130,12 @@ def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) 
     # Nothing more is to be had where no entry is free.
     increase = (missing / slope).nan_to_num(0.0, 0.0, 0.0).clamp_min_(0)
     found = lam + increase
-    moving = (increase > _CLOSE * lam).nonzero().squeeze(1)
+    moves = increase > _CLOSE * lam
+    moving = moves.nonzero().squeeze(1)
     if len(moving) and most > 1:
         if len(moving) > len(lam) // 2:
-            return _newton(found, values, most - 1)
+            # What becomes of a row must not depend on the others.
+            return torch.where(moves, _newton(found, values, most - 1), found)
         few = tuple(value.index_select(0, moving) for value in values)
         found[moving] = _newton(found[moving], few, most - 1)
     return found
