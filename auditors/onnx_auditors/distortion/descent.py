@@ -13,6 +13,7 @@ depends less on which others have changed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.distortion.cuts import Cuts
-from onnx_auditors.distortion.search import Search
+from onnx_auditors.distortion.norms import dot
+from onnx_auditors.distortion.search import Margin, Search
 
 # Lengths are shares of the box's mean width.
 UNKNOWN = 0.05
@@ -72,7 +74,7 @@ class Pairs:
     Attributes:
         rows: Probe of each pair.
         rival: Class of each pair.
-        x: Current point.
+        change: From the probe to the current point.
         normal: Average of the normalised gradients so far.
         estimate: Distance to the linearised boundary at the last step.
         boost: Factor of the overshoot.
@@ -83,7 +85,7 @@ class Pairs:
 
     rows: Tensor
     rival: Tensor
-    x: Tensor
+    change: Tensor
     normal: Tensor
     estimate: Tensor
     boost: Tensor
@@ -92,27 +94,35 @@ class Pairs:
     steps: int = 0
 
     def pick(self, chosen: Tensor) -> Pairs:
-        """Returns some of the pairs."""
+        """Returns some of the pairs, chosen by place or by a mask."""
+        places = chosen.nonzero().squeeze(1) if chosen.dtype == torch.bool else chosen
+        return self._each(lambda value: value.index_select(0, places))
+
+    def part(self, rows: slice) -> Pairs:
+        """Returns some of the pairs as views: where those are moved, these are."""
+        return self._each(lambda value: value[rows])
+
+    def _each(self, taken: Callable[[Tensor], Tensor]) -> Pairs:
         return Pairs(
-            self.rows[chosen],
-            self.rival[chosen],
-            self.x[chosen],
-            self.normal[chosen],
-            self.estimate[chosen],
-            self.boost[chosen],
-            self.reach[chosen],
-            self.cuts and self.cuts.pick(chosen),
+            taken(self.rows),
+            taken(self.rival),
+            taken(self.change),
+            taken(self.normal),
+            taken(self.estimate),
+            taken(self.boost),
+            taken(self.reach),
+            self.cuts and self.cuts.each(taken),
             self.steps,
         )
 
 
 def start(search: Search, rows: Tensor, rival: Tensor, x: Tensor) -> Pairs:
     """Returns pairs of probes [m] and rivals [m] that stand at points [m, d]."""
-    x = search.clip(x, rows)
+    change = search.clip(x, rows).sub_(search.origin.index_select(0, rows))
     one = torch.ones_like(x[:, 0])
     cuts = Cuts(len(x), x) if several(search) else None
     normal = torch.zeros_like(x)
-    return Pairs(rows, rival, x, normal, math.inf * one, one, search.width * one, cuts)
+    return Pairs(rows, rival, change, normal, math.inf * one, one, search.width * one, cuts)
 
 
 def several(search: Search) -> bool:
@@ -133,55 +143,105 @@ def descend(
         last: Whether no other descent follows: it ends with a whole step, and a look at its end.
     """
     rows = pairs.rows
-    origin = search.origin[rows]
-    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
-    trust = TRUST * search.width * math.sqrt(origin.shape[1])
     noise = search.noise(rows) if plan.blur[0] or plan.drop[0] else None
-    size = radius(search, rows)[:, None]
+    if noise is not None and plan.blur[0]:
+        noise *= radius(search, rows)[:, None]
+    for part in search.parts(len(rows)):
+        drawn = None if noise is None else noise[part]
+        _descend(search, pairs.part(part), steps, plan, drawn, last=last)
+    pairs.steps += steps
+
+
+def _descend(
+    search: Search, pairs: Pairs, steps: int, plan: Plan, noise: Tensor | None, *, last: bool
+) -> None:
+    """The same for some of the pairs, and the noise that the plan asks for, [m, d]."""
+    rows = pairs.rows
+    origin, room = search.origin.index_select(0, rows), search.room(rows)
     for step in range(steps):
-        share = step / max(steps - 1, 1)
-        x = seen = pairs.x
+        share, end = step / max(steps - 1, 1), step == steps - 1
+        here = seen = pairs.change
         if noise is not None and share < plan.sharp:
-            past, drawn = share / plan.sharp, _shifted(noise, step)
-            if plan.drop[0]:
-                # The margin seen counts as the one at x: on average over what is dropped.
-                seen = torch.where(
-                    drawn < NormalDist().inv_cdf(_between(plan.drop, past)), origin, x
-                )
-            else:
-                x = seen = search.clip(x + _between(plan.blur, past) * size * drawn, rows)
-        at = search.margin(seen, rows, pairs.rival)
-        search.offer(seen, rows, at.excess < 0)
-        length = at.gradient.norm(dim=1).clamp_min(TINY)
-        beta = min(pairs.steps / (pairs.steps + 3), _between(plan.average, share))
-        unit = at.gradient / length[:, None]
-        if pairs.cuts is None:
-            pairs.normal = beta * pairs.normal + (1 - beta) * unit
-            normal = pairs.normal / pairs.normal.norm(dim=1, keepdim=True).clamp_min(TINY)
-        else:
-            slot, normal = pairs.cuts.renew(at.against, unit, beta)
-        passed = (normal * (x - origin)).sum(1)
-        slope = (at.gradient * normal).sum(1)
-        away = at.value / torch.maximum(slope, LEAST_SLOPE * length)
-        # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
-        pairs.boost = torch.where(
-            at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0]
-        ).clamp_min(1.0)
-        needed = away.clamp_max(trust) - passed
-        beyond = _between(plan.overshoot, share) * pairs.reach * pairs.boost
-        if pairs.cuts is None:
-            change = search.norm.nearest(normal, needed + beyond, lower, upper)
-        else:
-            pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
-            change = pairs.cuts.nearest(beyond, lower, upper)
-        pairs.reach = change.norm(dim=1).clamp(TINY, trust)
-        pairs.estimate = search.norm.size(change).to(away) + (away - trust).clamp_min(0)
-        whole = search.norm.sparse or (step == steps - 1 and last)
-        aim = origin + change
-        pairs.x = aim if whole else pairs.x + _between(plan.step, share) * (aim - pairs.x)
+            drawn = _shifted(noise, step)
+            here, seen = _hidden(plan, share / plan.sharp, pairs.change, drawn, room)
+        x = origin + seen
+        at = search.margin(x, rows, pairs.rival)
+        search.offer(x, rows, at.excess < 0, seen)
+        overshoot, average = _between(plan.overshoot, share), _between(plan.average, share)
+        aim, away = _aim(search, pairs, here, at, room, overshoot, average)
+        if end:
+            pairs.estimate.copy_(search.norm.size(aim) + away)
+        whole = search.norm.sparse or (end and last)
+        pairs.change.lerp_(aim, 1.0 if whole else _between(plan.step, share))
         pairs.steps += 1
     if last:
-        search.fooled(pairs.x, rows)
+        search.fooled(origin + pairs.change, rows)
+
+
+def _hidden(
+    plan: Plan, past: float, change: Tensor, drawn: Tensor, room: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Returns the change that the margin seen counts for, and the one to ask the network at.
+
+    Args:
+        plan: What hides the point.
+        past: Share of the hidden steps that is past.
+        change: Where the pairs are, [m, d].
+        drawn: Noise, [m, d]; it is overwritten.
+        room: Least and largest change.
+    """
+    if plan.drop[0]:
+        # On average over what is dropped.
+        return change, change * drawn.ge_(NormalDist().inv_cdf(_between(plan.drop, past)))
+    noisy = torch.clamp(change.add(drawn, alpha=_between(plan.blur, past)), *room)
+    return noisy, noisy
+
+
+def _aim(
+    search: Search,
+    pairs: Pairs,
+    here: Tensor,
+    at: Margin,
+    room: tuple[Tensor, Tensor],
+    overshoot: float,
+    average: float,
+) -> tuple[Tensor, Tensor]:
+    """Returns the changes that lead to the nearest points of the linear forms.
+
+    Args:
+        search: The search.
+        pairs: The pairs; their averages and what is known of their distance are brought up to date.
+        here: Change at which the margin was taken, [m, d].
+        at: The margin.
+        room: Least and largest change, [m, d].
+        overshoot: How far beyond the boundary to aim, a share of the last change.
+        average: Largest weight of the past.
+
+    Returns:
+        The changes [m, d], and how far the boundaries lie beyond what is trusted [m].
+    """
+    trust = TRUST * search.width * math.sqrt(here.shape[1])
+    length = at.gradient.norm(dim=1).clamp_min(TINY)
+    beta = min(pairs.steps / (pairs.steps + 3), average)
+    if pairs.cuts is None:
+        weight = (1 - beta) / length
+        normal = pairs.normal.mul_(beta).addcmul_(at.gradient, weight[:, None])
+    else:
+        slot, normal = pairs.cuts.renew(at.against, at.gradient / length[:, None], beta)
+    size = normal.norm(dim=1).clamp_min(TINY)
+    away = at.value / torch.maximum(dot(at.gradient, normal) / size, LEAST_SLOPE * length)
+    # Where the boundary bends away from its linear forms, aim ever farther until it is crossed.
+    boost = torch.where(at.excess < 0, pairs.boost / BOOST[1], pairs.boost * BOOST[0])
+    pairs.boost.copy_(boost.clamp_min(1.0))
+    needed = away.clamp_max(trust) - dot(normal, here) / size
+    beyond = overshoot * pairs.reach * pairs.boost
+    if pairs.cuts is None:
+        aim = search.norm.nearest(normal, (needed + beyond) * size, *room)
+    else:
+        pairs.cuts.needed.scatter_(1, slot[:, None], needed[:, None])
+        aim = pairs.cuts.nearest(beyond, *room)
+    pairs.reach.copy_(aim.norm(dim=1).clamp(TINY, trust))
+    return aim, (away - trust).clamp_min(0)
 
 
 def _between(ends: tuple[float, float], share: float) -> float:
@@ -192,7 +252,8 @@ def _between(ends: tuple[float, float], share: float) -> float:
 def radius(search: Search, rows: Tensor) -> Tensor:
     """Returns the root mean square of the best change, [m]; of `UNKNOWN` where there is none."""
     root = math.sqrt(search.origin.shape[1])
-    size = (search.best[rows] - search.origin[rows]).norm(dim=1) / root
+    best, origin = (each.index_select(0, rows) for each in (search.best, search.origin))
+    size = (best - origin).norm(dim=1) / root
     return torch.where(size > 0, size, UNKNOWN * search.width)
 
 
@@ -209,7 +270,7 @@ def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
     steps follow the margin where it bends.
     """
     rows, rival = pairs.rows, pairs.rival
-    x = search.origin[rows]
+    x, (lower, upper) = search.origin.index_select(0, rows), search.box(rows)
     crossed = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(steps):
         at = search.margin(x, rows, rival)
@@ -219,8 +280,6 @@ def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
             rival = at.against
         unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
         length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
-        change = search.norm.nearest(
-            unit, length * (~crossed).to(x), search.lower[rows] - x, search.upper[rows] - x
-        )
-        x = x + change
+        needed = length * (~crossed).to(x)
+        x = x + search.norm.nearest(unit, needed, lower - x, upper - x)
     return start(search, rows, rival, x)

@@ -96,7 +96,7 @@ def hidden(
         seed,
         progress=progress,
     )
-    relative = result.distance / NORMS[norm].size(at.flatten(1))
+    relative = result.distance / NORMS[norm].size(at.flatten(1).double())
     return Hidden(at, result, relative, box)
 
 

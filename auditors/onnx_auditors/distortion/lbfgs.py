@@ -181,7 +181,7 @@ def _begin(search: Search, rows: Tensor, rival: Tensor) -> _Pairs:
     zero, count = torch.zeros_like(loss.value), torch.zeros_like(rows)
     memory = x.new_zeros(MEMORY, *x.shape)
     pairs = _Pairs(
-        rows, rival, search.lower[rows] - x, search.upper[rows] - x, at, first, sharpness, count,
+        rows, rival, *search.room(rows), at, first, sharpness, count,
         zero, zero, zero + torch.inf, at, zero + 1, zero, count, count, memory, memory.clone(),
     )  # fmt: skip
     reachable = loss.gradient * pairs.free(loss.gradient)

@@ -113,7 +113,7 @@ def minimal(
             passes = min(starts.CROSSING, int(2 * search.left(rows, budget)))
             starts.to_boundary(search, rows, passes)
     return Result(
-        search.best.reshape(-1, *search.shape), search.distance, search.spent.ceil().long()
+        search.best.reshape(-1, *search.shape), search.exact(), search.spent.ceil().long()
     )
 
 

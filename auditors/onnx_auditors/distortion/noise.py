@@ -43,11 +43,11 @@ def gaussian(seeds: Tensor, draw: int, width: int) -> Tensor:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift(bits, 30)) * _FIRST
-    bits = (bits ^ _shift(bits, 27)) * _SECOND
-    return bits ^ _shift(bits, 31)
+    bits = bits.bitwise_xor(_shift(bits, 30)).mul_(_FIRST)
+    bits.bitwise_xor_(_shift(bits, 27)).mul_(_SECOND)
+    return bits.bitwise_xor_(_shift(bits, 31))
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
     """Shifts to the right and fills with zeros, which `>>` on signed integers does not."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)

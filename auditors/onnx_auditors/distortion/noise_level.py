@@ -201,7 +201,7 @@ def _sizes(field: _Field, scale: Tensor, draws: int) -> dict[str, Tensor]:
         for number in range(draws):
             change = field.draw(number, rows)(scale[rows]) - field.origin[rows]
             for name, norm in NORMS.items():
-                seen[name].append(norm.size(change))
+                seen[name].append(norm.size(change.double()))
         for name, columns in seen.items():
             sizes[name][rows] = torch.stack(columns, 1).quantile(0.5, dim=1)
     return sizes

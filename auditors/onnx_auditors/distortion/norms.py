@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 _NEWTON_STEPS = 30
-_CLOSE = 1e-6
+_CLOSE = 1e-2
+"""Last relative change of a multiplier: Newton's method leaves about its square as the error."""
 _TINY = 1e-30
-_FEW = 64
-"""Least number of entries that are looked at before all are sorted."""
-_BLOCK = 2**17
+_FEW, _MORE = 32, 4
+"""Number of entries that L1 and L0 look at first, and its growth where they are not enough."""
+_GROUP = 8
+"""Entries of which the largest is looked for first."""
+_BLOCK = 2**18
 """Entries of the rows that are projected together: their intermediate values stay in the cache."""
 
 Nearest = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -33,7 +36,8 @@ class Norm:
 
     Attributes:
         name: "l2", "linf", "l1" or "l0".
-        size: From changes [n, d] to their sizes, float64 [n]; L0 counts the entries that differ.
+        size: From changes [n, d] to their sizes, float64 [n], as exact as the changes' type; L0
+            counts the entries that differ.
         nearest: The shortest step into a half-space within a box. Rows with needed <= 0 get no
             step; where the half-space is out of reach, the step goes as far as the box allows.
         sparse: Whether points must differ from the probe in few entries.
@@ -46,107 +50,136 @@ class Norm:
 
 
 def nearest_l2(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns the shortest step in L2; see `Norm.nearest`.
-
-    The reach <w, min(lam w, room)> is concave, piecewise linear and rising in lam, so Newton's
-    method from below never oversteps and ends at the exact multiplier.
-    """
-    squares = normal.square()
-    # Without the box's ends this were the multiplier, so it is not beyond the exact one.
-    lam = (needed.clamp_min(0) / squares.sum(1).clamp_min(_TINY))[:, None]
-    for _ in range(_NEWTON_STEPS):
-        wish = -lam * normal
-        step = torch.clamp(wish, lower, upper)
-        missing = needed + _dot(normal, step)
-        lam, moved = _newton(lam, missing, _dot(squares, (step == wish).to(squares)))
-        if not moved:
-            break
-    return torch.clamp(-lam * normal, lower, upper)
+    """Returns the shortest step in L2; see `Norm.nearest`."""
+    return _along(normal, normal, needed, lower, upper)
 
 
 def nearest_linf(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns the shortest step in Linf; see `Norm.nearest`. The same Newton's method as in L2."""
-    weight, direction = normal.abs(), -normal.sign()
-    lam = (needed.clamp_min(0) / weight.sum(1).clamp_min(_TINY))[:, None]
-    for _ in range(_NEWTON_STEPS):
-        wish = lam * direction
-        step = torch.clamp(wish, lower, upper)
-        missing = needed + _dot(normal, step)
-        lam, moved = _newton(lam, missing, _dot(weight, (step == wish).to(weight)))
-        if not moved:
-            break
-    return torch.clamp(lam * direction, lower, upper)
+    """Returns the shortest step in Linf; see `Norm.nearest`."""
+    return _along(normal.sign(), normal, needed, lower, upper)
 
 
 def nearest_l1(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns the shortest step in L1; see `Norm.nearest`. The last entry is filled in part."""
-    weight, room = normal.abs(), _room(normal, lower, upper)
-    order, gain, before = _by_rank(weight, weight * room, needed)
-    share = ((needed[:, None] - before) / gain.clamp_min(_TINY)).clamp(0, 1)
-    amount = torch.zeros_like(room).scatter_(1, order, share * room.gather(1, order))
-    return amount * -normal.sign()
+    return _filled(normal.abs(), (normal, needed, lower, upper), _FEW, whole=False)
 
 
 def nearest_l0(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Returns a step of the fewest entries, each moved to the box's end; see `Norm.nearest`."""
-    room = _room(normal, lower, upper)
-    gain = normal.abs() * room
-    order, _, before = _by_rank(gain, gain, needed)
-    chosen = before < needed[:, None]
-    amount = torch.zeros_like(room).scatter_(1, order, chosen * room.gather(1, order))
-    return amount * -normal.sign()
+    gain = gains(normal, lower, upper)
+    return _filled(gain, (normal, needed, lower, upper), _FEW, whole=True)
 
 
-def _by_rank(rank: Tensor, gain: Tensor, needed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the entries of the highest rank, in order, as many as some row needs.
+def gains(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Returns what each entry adds to the reach where it is moved to the box's end, [n, d]."""
+    least = normal * lower
+    return torch.minimum(least, normal * upper, out=least).neg_()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the products of rows, [n]."""
+    # On the CPU this is several times as fast as a batch of matrix products.
+    return (a * b).sum(1)
+
+
+def ends(normal: Tensor, lower: Tensor, upper: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what entries in places [n, k] gain at their box's ends, and the ends, [n, k]."""
+    normal, lower, upper = (each.gather(1, order) for each in (normal, lower, upper))
+    end = torch.where(normal > 0, lower, upper) * (normal != 0)
+    return -normal * end, end
+
+
+def highest(rank: Tensor, count: int) -> Tensor:
+    """Returns the places of each row's largest entries, largest first, int64 [n, count].
+
+    So many entries lie in as many groups, those with the largest maxima.
+    """
+    width = rank.shape[1] // _GROUP
+    if rank.shape[1] % _GROUP or count > width // 2:
+        return rank.topk(count, dim=1).indices
+    maxima = rank.reshape(-1, _GROUP, width).amax(1)
+    group = maxima.topk(count, dim=1, sorted=False).indices
+    first = torch.arange(0, rank.shape[1], width, device=rank.device)
+    places = (group[:, None] + first[:, None]).flatten(1)
+    best = rank.gather(1, places).topk(count, dim=1).indices
+    return places.gather(1, best)
+
+
+def _along(
+    direction: Tensor, normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor
+) -> Tensor:
+    """Returns the step -lam * direction, cut off at the box, for the smallest lam that is enough.
+
+    The reach is concave, piecewise linear and rising in lam, so Newton's method from below never
+    oversteps, and its last stretch is as good as exact.
+    """
+    rate = normal * direction
+    # Without the box's ends this were the multiplier, so it is not beyond the exact one.
+    lam = needed.clamp_min(0) / rate.sum(1).clamp_min(_TINY)
+    lam = _newton(lam, (direction, rate, normal, needed, lower, upper))
+    return (-lam[:, None] * direction).clamp_(lower, upper)
+
+
+def _newton(lam: Tensor, values: tuple[Tensor, ...], most: int = _NEWTON_STEPS) -> Tensor:
+    """Returns the multipliers [n] that Newton's method comes to from others, in so many steps."""
+    direction, rate, normal, needed, lower, upper = values
+    wish = -lam[:, None] * direction
+    step = torch.clamp(wish, lower, upper)
+    slope = wish.eq_(step).mul_(rate).sum(1)
+    missing = needed + step.mul_(normal).sum(1)
+    # Nothing more is to be had where no entry is free.
+    increase = (missing / slope).nan_to_num(0.0, 0.0, 0.0).clamp_min_(0)
+    found = lam + increase
+    moves = increase > _CLOSE * lam
+    moving = moves.nonzero().squeeze(1)
+    if len(moving) and most > 1:
+        if len(moving) > len(lam) // 2:
+            # What becomes of a row must not depend on the others.
+            return torch.where(moves, _newton(found, values, most - 1), found)
+        few = tuple(value.index_select(0, moving) for value in values)
+        found[moving] = _newton(found[moving], few, most - 1)
+    return found
+
+
+def _filled(rank: Tensor, half_spaces: tuple[Tensor, ...], count: int, *, whole: bool) -> Tensor:
+    """Returns the step that moves entries to the box's ends, the highest in rank first.
 
     Few entries are enough as a rule, and finding those is much faster than sorting all.
 
     Args:
         rank: What entries are ordered by, [n, d].
-        gain: What each entry adds to the reach, [n, d].
-        needed: The reach that each row needs, [n].
-
-    Returns:
-        Places of the entries, int64 [n, k], their gains, and the sums of the gains before them.
+        half_spaces: Normals, needed, lower and upper ends; see `Norm.nearest`.
+        count: Number of entries that are looked at first.
+        whole: Whether the last entry is moved all the way too.
     """
-    width = rank.shape[1]
-    few = max(_FEW, width // 16)
-    if few < width:
-        order = rank.topk(few, dim=1).indices
-        sorted_gain = gain.gather(1, order)
-        total = sorted_gain.cumsum(1)
-        if bool((total[:, -1] >= needed).all()):
-            return order, sorted_gain, total - sorted_gain
-    order = rank.argsort(dim=1, descending=True, stable=True)
-    sorted_gain = gain.gather(1, order)
-    return order, sorted_gain, sorted_gain.cumsum(1) - sorted_gain
+    count = min(count, rank.shape[1])
+    order = highest(rank, count)
+    normal, needed, lower, upper = half_spaces
+    gain, end = ends(normal, lower, upper, order)
+    reach = gain.cumsum(1)
+    missing = needed[:, None] - (reach - gain)
+    share = (missing > 0).to(end) if whole else (missing / gain.clamp_min(_TINY)).clamp(0, 1)
+    step = torch.zeros_like(rank).scatter_(1, order, share * end)
+    if count < rank.shape[1]:
+        short = (reach[:, -1] < needed).nonzero().squeeze(1)
+        if len(short):
+            rest = tuple(each[short] for each in half_spaces)
+            step[short] = _filled(rank[short], rest, _MORE * count, whole=whole)
+    return step
 
 
-def _room(normal: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """Returns how far each entry can go against its normal, [n, d], nowhere negative."""
-    return torch.where(normal > 0, -lower, upper)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # On the CPU this is about twice as fast as a batch of matrix products.
-    return (a * b).sum(1)
-
-
-def _newton(lam: Tensor, missing: Tensor, slope: Tensor) -> tuple[Tensor, bool]:
-    """Returns the next multipliers [n, 1], and whether any of them still moves."""
-    grows = (missing > 0) & (slope > 0)
-    increase = torch.where(grows, missing / slope.clamp_min(_TINY), torch.zeros_like(missing))
-    increase = increase[:, None]
-    return lam + increase, bool((increase > _CLOSE * lam).any())
+def rows_together(values: Tensor) -> int:
+    """Returns the number of rows like those of values [n, d] that are best worked on together."""
+    width = max(1, values.shape[1])
+    return max(1, _BLOCK // width if values.device.type == "cpu" else len(values))
 
 
 def _in_blocks(nearest: Nearest) -> Nearest:
     """Returns the same projection, made of a few rows at a time."""
 
     def blocked(normal: Tensor, needed: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        rows = max(1, _BLOCK // max(1, normal.shape[1]))
-        if normal.device.type != "cpu" or rows >= len(normal):
+        rows = rows_together(normal)
+        if rows >= len(normal):
             return nearest(normal, needed, lower, upper)
         parts = (torch.split(each, rows) for each in (normal, needed, lower, upper))
         return torch.cat([nearest(*part) for part in zip(*parts, strict=True)])
@@ -157,11 +190,12 @@ def _in_blocks(nearest: Nearest) -> Nearest:
 NORMS = {
     norm.name: norm
     for norm in (
-        Norm("l2", lambda change: change.double().norm(dim=1), _in_blocks(nearest_l2)),
+        Norm("l2", lambda change: change.norm(dim=1).double(), _in_blocks(nearest_l2)),
         Norm("linf", lambda change: change.abs().amax(1).double(), _in_blocks(nearest_linf)),
-        Norm("l1", lambda change: change.double().abs().sum(1), _in_blocks(nearest_l1)),
+        Norm("l1", lambda change: change.abs().sum(1).double(), _in_blocks(nearest_l1)),
+        # Comparisons take several times as long as signs.
         Norm(
-            "l0", lambda change: (change != 0).sum(1).double(), _in_blocks(nearest_l0), sparse=True
+            "l0", lambda change: change.sign().abs_().sum(1).double(), _in_blocks(nearest_l0), True
         ),
     )
 }

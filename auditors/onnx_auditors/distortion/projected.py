@@ -112,11 +112,11 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     stages = beam if rivals.shape[1] > 1 else beam[-1:]
     share = min(1.0, available / sum(k * steps for k, steps in stages))
     count = min(stages[0][0], rivals.shape[1], max(1, int(available // 4)))
-    flat = rows.repeat_interleave(count)
-    noise = search.noise(rows).repeat_interleave(count, 0)
     scale = 0.0 if search.norm.sparse else NOISE * search.width
-    start = search.origin[flat] + scale * noise
-    pairs = descent.start(search, flat, rivals[:, :count].reshape(-1), start)
+    start = search.noise(rows).mul_(scale).add_(search.origin.index_select(0, rows))
+    one = descent.start(search, rows, rivals[:, 0], start)
+    pairs = one.pick(torch.arange(len(rows), device=rows.device).repeat_interleave(count))
+    pairs.rival = rivals[:, :count].reshape(-1)
     scaled = [(width, max(1, round(steps * share))) for width, steps in stages]
     best = _narrow(search, rows, pairs, scaled, budget, finish)
     order = rivals.clone()

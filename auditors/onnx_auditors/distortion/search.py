@@ -7,7 +7,7 @@ offers points, of which the nearest adversarial one is kept. Everything is flat:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ from onnx_auditors.distortion.norms import Norm
 Logits = Callable[[Tensor], Tensor]
 """From a batch in probe space [n, ...] to logits [n, classes]."""
 
-_BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
-"""Rows that go through the network together."""
+_BLOCK_ROWS = {"cpu": 256, "cuda": 2**16}
+"""Rows that go through the network together. On the CPU few of them stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Search:
         labels: The classes that count as right, int64 [n].
         targets: The classes that are aimed at, int64 [n]; None where any other class will do.
         anchors: Points of the box [p, d] and the network's answers to them [p]; None without.
-        lower: Lower end of the box, [n, d].
-        upper: Upper end of the box, [n, d].
         width: Mean width of the box.
         best: The nearest adversarial points so far, [n, d]; the probe where there is none.
         distance: Their distances, float64 [n]; inf where there is none.
@@ -78,8 +76,11 @@ class Search:
         self.labels = labels
         self.targets = targets
         self.anchors = None if anchors is None else (anchors[0].flatten(1), anchors[1])
-        self.lower = box[0].expand_as(inputs).flatten(1)
-        self.upper = box[1].expand_as(inputs).flatten(1)
+        alike = [end.dim() < inputs.dim() or len(end) == 1 for end in box]
+        self._box = [
+            end.expand_as(inputs[:1] if same else inputs).flatten(1)
+            for end, same in zip(box, alike, strict=True)
+        ]
         self.width = float((box[1] - box[0]).mean())
         self.best = self.origin.clone()
         self.distance = inputs.new_full((len(inputs),), math.inf, dtype=torch.float64)
@@ -87,6 +88,7 @@ class Search:
         self._logits = logits
         self._tell = tell
         self._seeds = seeds
+        self._charged = 0.0
         self._draws = 0
         self._block = _BLOCK_ROWS[inputs.device.type]
 
@@ -126,6 +128,7 @@ class Search:
     def charge(self, rows: Tensor, cost: float) -> None:
         """Books the cost of one row for each entry of `rows`."""
         self.spent.index_add_(0, rows, torch.full_like(rows, cost, dtype=torch.float64))
+        self._charged += cost * len(rows)
         effort.add(cost * len(rows))
 
     def left(self, rows: Tensor, budget: float) -> float:
@@ -137,29 +140,56 @@ class Search:
         self._draws += 1
         return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
 
+    def box(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the box's ends, [m, d], or [1, d] where they are the same for all probes."""
+        lower, upper = (end if len(end) == 1 else end.index_select(0, rows) for end in self._box)
+        return lower, upper
+
     def clip(self, x: Tensor, rows: Tensor) -> Tensor:
         """Returns the nearest points of the box."""
-        return torch.clamp(x, self.lower[rows], self.upper[rows])
+        return torch.clamp(x, *self.box(rows))
 
-    def offer(self, x: Tensor, rows: Tensor, adversarial: Tensor) -> None:
-        """Takes those adversarial points that are nearer than the best so far."""
-        x, rows = x[adversarial], rows[adversarial]
-        distance = self.norm.size(x - self.origin[rows])
-        # Of several points for one probe the nearest counts: later entries overwrite earlier ones.
-        order = distance.argsort(descending=True, stable=True)
-        for_row = torch.full_like(self.distance, math.inf)
-        for_row.scatter_reduce_(0, rows, distance, "amin")
-        chosen = order[
-            (distance[order] == for_row[rows[order]]) & (distance < self.distance[rows])[order]
-        ]
+    def room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the least and the largest changes of probes that the box allows, [m, d]."""
+        origin, (lower, upper) = self.origin.index_select(0, rows), self.box(rows)
+        return lower - origin, upper - origin
+
+    def parts(self, count: int) -> list[slice]:
+        """Returns the parts of so many points that go through the network together."""
+        return [slice(begin, begin + self._block) for begin in range(0, count, self._block)]
+
+    def exact(self) -> Tensor:
+        """Returns the distances computed in float64 all through."""
+        found = self.norm.size(self.best.double() - self.origin)
+        return torch.where(self.distance.isfinite(), found, self.distance)
+
+    def offer(
+        self, x: Tensor, rows: Tensor, adversarial: Tensor, change: Tensor | None = None
+    ) -> None:
+        """Takes those adversarial points that are nearer than the best so far.
+
+        Args:
+            x: Points, [m, d].
+            rows: Their probes, [m].
+            adversarial: Whether they count, bool [m].
+            change: What they differ by from the probes, if that is known.
+        """
+        if change is None:
+            change = x - self.origin.index_select(0, rows)
+        distance = self.norm.size(change).masked_fill(~adversarial, math.inf)
+        # Of several points for one probe the nearest counts.
+        nearest = torch.full_like(self.distance, math.inf)
+        nearest.scatter_reduce_(0, rows, distance, "amin")
+        nearer = (distance == nearest[rows]) & (distance < self.distance[rows])
+        chosen = nearer.nonzero().squeeze(1)
         self.distance[rows[chosen]] = distance[chosen]
-        self.best[rows[chosen]] = x[chosen]
+        self.best[rows[chosen]] = x.index_select(0, chosen)
 
     def _graded(
         self, loss: Callable[..., Tensor], x: Tensor, rows: Tensor, *others: Tensor
     ) -> Margin:
         self.charge(rows, 1.0)
-        self._tell(float(self.spent.max()))
+        self._tell(self._charged / len(self.spent))
         parts = []
         columns = (torch.split(column, self._block) for column in (x, rows, *others))
         for block, row, *rest in zip(*columns, strict=True):
@@ -168,7 +198,7 @@ class Search:
             value = loss(scores, row, *rest)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
             parts.append((value.detach(), gradient, *self._standing(scores.detach(), row)))
-        return Margin(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Margin(*(_joined(column) for column in zip(*parts, strict=True)))
 
     def _standing(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns how far scores are from success, [m], and the strongest other class, [m]."""
@@ -190,3 +220,8 @@ class Search:
         if self.targets is not None:
             return functional.cross_entropy(scores, rival, reduction="none")
         return functional.softplus(self._margin(scores, rows, rival))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Returns parts one after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

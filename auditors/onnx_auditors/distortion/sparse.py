@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onnx_auditors.distortion.norms import ends, gains, highest
 from onnx_auditors.distortion.search import Search
 
 TRIES = 4
@@ -22,6 +23,8 @@ BLURS = (0.1, 0.3, 1.0)
 """Standard deviations of the logarithm of the blur, in turn."""
 LARGEST_AVERAGE = 0.8
 _TINY = 1e-12
+_FAR = 1e3
+"""More than any difference of Gaussian noise."""
 
 
 def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
@@ -39,6 +42,9 @@ def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
         rows, order = rows[going], order[going]
         if not len(rows):
             return
+        # Those with about equally many entries are worked on together.
+        alike = search.distance[rows].argsort(stable=True)
+        rows, order = rows[alike], order[alike]
         # Half an evaluation says what class the best points are of.
         steps = min(STEPS, int((search.left(rows, budget) - 0.5) / TRIES))
         if steps < LEAST_STEPS:
@@ -50,33 +56,51 @@ def thin(search: Search, rows: Tensor, order: Tensor, budget: float) -> None:
             for i in range(TRIES)
         ]
         rival = torch.stack(columns, 1).reshape(-1)
-        _tries(search, rows.repeat_interleave(TRIES), rival, steps, BLURS[turn % len(BLURS)])
+        first = _shifted(search.noise(rows)), _shifted(search.noise(rows))
+        each = rows.repeat_interleave(TRIES)
+        for part in search.parts(len(each)):
+            lot, blurred = (noise[part] for noise in first)
+            factor = (BLURS[turn % len(BLURS)] * blurred).exp_()
+            _tries(search, each[part], rival[part], steps, lot, factor)
         turn += 1
 
 
-def _tries(search: Search, rows: Tensor, rival: Tensor, steps: int, blur: float) -> None:
-    origin, x = search.origin[rows], search.best[rows]
-    lower, upper = search.lower[rows] - origin, search.upper[rows] - origin
+def _shifted(noise: Tensor) -> Tensor:
+    """Returns the noise of each probe's tries, [m * tries, d]: shifts make it differ."""
+    by = noise.shape[1] // TRIES
+    return torch.stack([noise.roll(-i * by, 1) for i in range(TRIES)], 1).flatten(0, 1)
+
+
+def _tries(
+    search: Search, rows: Tensor, rival: Tensor, steps: int, lot: Tensor, factor: Tensor
+) -> None:
+    """Tries to do with an entry less.
+
+    Args:
+        search: The search.
+        rows: Probes, [m].
+        rival: Class that each is taken to, [m].
+        steps: Steps of a try.
+        lot: What decides which entry stays out, [m, d].
+        factor: How much each entry's gain counts, [m, d].
+    """
+    origin, best = (each.index_select(0, rows) for each in (search.origin, search.best))
+    lower, upper = search.room(rows)
     allowed = (search.distance[rows] - 1).long()
-    first = search.noise(rows), search.noise(rows)
-    each = torch.arange(len(rows), device=rows.device)
-    # Rows of one probe draw the same noise: shifting it makes their tries differ.
-    shift = (each[:, None] % TRIES) * (origin.shape[1] // TRIES)
-    places = (torch.arange(origin.shape[1], device=rows.device)[None, :] + shift) % origin.shape[1]
-    lot, blurred = (noise.gather(1, places) for noise in first)
-    out = lot.masked_fill(x == origin, -torch.inf).argmax(1, keepdim=True)
-    factor = (blur * blurred).exp().scatter(1, out, 0.0)
-    x = x.scatter(1, out, origin.gather(1, out))
-    normal = torch.zeros_like(x)
+    most = int(allowed.max())
+    rank = torch.arange(most, device=rows.device)
+    change = best - origin
+    # One of the changed entries, whose signs are not 0.
+    out = lot.add(change.sign().abs_(), alpha=_FAR).argmax(1, keepdim=True)
+    factor, change = factor.scatter(1, out, 0.0), change.scatter(1, out, 0.0)
+    normal = torch.zeros_like(change)
     for step in range(steps):
-        at = search.margin(x, rows, rival)
-        search.offer(x, rows, at.excess < 0)
-        unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(_TINY)
-        beta = min(step / (step + 3), LARGEST_AVERAGE)
-        normal = beta * normal + (1 - beta) * unit
-        room = torch.where(normal > 0, -lower, upper)
-        gain, chosen = (normal.abs() * room * factor).topk(int(allowed.max()), dim=1)
-        rank = torch.arange(gain.shape[1], device=rows.device)
-        amount = room.gather(1, chosen) * ((rank < allowed[:, None]) & (gain > 0))
-        change = torch.zeros_like(x).scatter(1, chosen, amount) * -normal.sign()
         x = origin + change
+        at = search.margin(x, rows, rival)
+        search.offer(x, rows, at.excess < 0, change)
+        unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(_TINY)
+        normal.lerp_(unit, 1 - min(step / (step + 3), LARGEST_AVERAGE))
+        chosen = highest(gains(normal, lower, upper).mul_(factor), most)
+        moved = (rank < allowed[:, None]) & (factor.gather(1, chosen) > 0)
+        end = ends(normal, lower, upper, chosen)[1] * moved
+        change = torch.zeros_like(change).scatter_(1, chosen, end)

@@ -76,7 +76,8 @@ def rescue(search: Search, rows: Tensor, order: Tensor) -> Tensor:
 
     What is found is brought to the boundary; its class is put first among the row's rivals.
     """
-    origin, lower, upper = search.origin[rows], search.lower[rows], search.upper[rows]
+    origin = search.origin[rows]
+    lower, upper = (end.expand_as(origin) for end in search.box(rows))
     width = upper - lower
     random = [
         search.clip(lower + width * (0.5 + 0.5 * search.noise(rows)), rows)
