@@ -29,8 +29,8 @@ UNKNOWN = 0.05
 """What counts as the best change's root mean square where there is none."""
 BOOST = (1.5, 1.5)
 """Growth of the overshoot while a row is not across the boundary, and fall while it is."""
-WALK = (0.006, 1.25)
-"""First step of a walk, times the square root of the dimension, and the growth of its steps."""
+FIRST_STEP = 0.006
+"""First step of a walk, times the square root of the dimension."""
 TRUST = 0.05
 """Farthest that a linear form is believed, times the square root of the dimension."""
 LEAST_SLOPE = 0.5
@@ -263,23 +263,45 @@ def _shifted(noise: Tensor, step: int) -> Tensor:
     return noise.roll(step * round(_GOLDEN * width) % width, 1)
 
 
-def walk(search: Search, pairs: Pairs, steps: int) -> Pairs:
-    """Goes down the margin from the probe in short steps, until it is crossed.
+@dataclass(frozen=True)
+class Walk:
+    """How a walk goes.
+
+    Attributes:
+        steps: Number of steps.
+        growth: Growth of their lengths.
+    """
+
+    steps: int
+    growth: float
+
+
+SHORT_WALK, LONG_WALK = Walk(12, 1.25), Walk(24, 1.1)
+
+
+def walk(search: Search, rows: Tensor, rival: Tensor, x: Tensor, way: Walk) -> Pairs:
+    """Goes down the margin in short steps, until it is crossed.
 
     Where linear forms are good nearby only, as on plateaus, their boundaries lead astray; short
     steps follow the margin where it bends.
+
+    Args:
+        search: The search.
+        rows: Probes, [m].
+        rival: Classes to go to, [m]; without targets the strongest one on the way takes over.
+        x: Points of the box to start from, [m, d].
+        way: How it goes.
     """
-    rows, rival = pairs.rows, pairs.rival
-    x, (lower, upper) = search.origin.index_select(0, rows), search.box(rows)
+    lower, upper = search.box(rows)
     crossed = torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(steps):
+    for step in range(way.steps):
         at = search.margin(x, rows, rival)
         search.offer(x, rows, at.excess < 0)
         crossed |= at.excess < 0
         if search.targets is None:
             rival = at.against
         unit = at.gradient / at.gradient.norm(dim=1, keepdim=True).clamp_min(TINY)
-        length = WALK[0] * WALK[1] ** step * search.width * math.sqrt(x.shape[1])
+        length = FIRST_STEP * way.growth**step * search.width * math.sqrt(x.shape[1])
         needed = length * (~crossed).to(x)
         x = x + search.norm.nearest(unit, needed, lower - x, upper - x)
     return start(search, rows, rival, x)

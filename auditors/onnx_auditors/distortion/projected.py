@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from onnx_auditors.distortion import descent, sparse, starts
-from onnx_auditors.distortion.descent import Pairs, Plan
-from onnx_auditors.distortion.search import Search
+from onnx_auditors.distortion.descent import LONG_WALK, SHORT_WALK, Pairs, Plan
+from onnx_auditors.distortion.search import OWN_DRAWS, Search
 
 # Lengths are shares of the box's mean width.
 NOISE = 0.2
 """Standard deviation of the noise from which the beam starts."""
 BEAM = ((9, 3), (3, 4), (2, 6), (1, 27))
 """Stages of the beam: rivals per probe, steps for each."""
-THINNED_BEAMS = {"l1": (*BEAM[:-1], (1, 48)), "l0": ((9, 4), (4, 4), (1, 46))}
+THINNED_BEAMS = {"l1": (*BEAM[:-1], (1, 48)), "l0": ((9, 4), (4, 4), (2, 6), (1, 34))}
 """The same in L1 and L0, where the last is a thinned descent."""
 ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
@@ -38,7 +38,11 @@ ROUND_STAGES = ((6, 10), (2, 20))
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
-WALK_STEPS = 12
+FAR = 0.15
+"""Root mean square of a change beyond which the probe's surroundings are walked through."""
+WALKS, WALK_NOISE, WALK_DESCENT = 8, 0.05, 13
+"""Most long walks, the standard deviation of the noise from which they start, and the steps of the
+descent that follows each."""
 LEAST_ANNEAL = 40
 """Fewest steps that are worth an annealed descent."""
 
@@ -88,6 +92,33 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
     lost = search.distance[rows].isinf()
     if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
+    explored = _explore(search, rows, rivals, budget)
+    for group in (explored, ~explored):
+        # What some have spent is not taken from the others.
+        if bool(group.any()):
+            _spend(search, rows[group], rivals[group], budget)
+
+
+def _explore(search: Search, rows: Tensor, order: Tensor, budget: float) -> Tensor:
+    """Walks to several classes where nothing near was found; returns for which rows, bool [m]."""
+    explored = torch.zeros_like(rows, dtype=torch.bool)
+    for turn in range(WALKS):
+        far = _lost(search, rows)
+        some = rows[far]
+        cost = LONG_WALK.steps + WALK_DESCENT + 1 / 2
+        if not len(some) or search.left(some, budget) < cost:
+            break
+        explored |= far
+        noise = search.noise(some, OWN_DRAWS + turn).mul_(WALK_NOISE * search.width if turn else 0)
+        x = search.clip(noise.add_(search.origin.index_select(0, some)), some)
+        rival = order[far, turn % order.shape[1]]
+        walked = descent.walk(search, some, rival, x, LONG_WALK)
+        descent.descend(search, walked, WALK_DESCENT)
+    return explored
+
+
+def _spend(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> None:
+    """Spends what is left after the beam, as each norm does best."""
     if search.norm.sparse:
         left = search.left(rows, budget)
         _thinned(search, rows, rivals, budget - (1 - THINNED_SHARE) * left)
@@ -160,14 +191,23 @@ def _narrow(
         last = i == len(stages) - 1
         affordable = int((search.left(rows, budget) - 0.5 * last) // width)
         steps = min(most, affordable)
-        lost = search.distance[pairs.rows].isinf()
-        if last and steps > 2 * WALK_STEPS and bool(lost.any()):
-            walked = descent.walk(search, pairs.pick(lost), WALK_STEPS)
-            descent.descend(search, walked, steps - WALK_STEPS)
+        lost = _lost(search, pairs.rows)
+        if last and steps > 2 * SHORT_WALK.steps and bool(lost.any()):
+            some = pairs.rows[lost]
+            walked = descent.walk(
+                search, some, pairs.rival[lost], search.origin.index_select(0, some), SHORT_WALK
+            )
+            descent.descend(search, walked, steps - SHORT_WALK.steps)
             pairs = pairs.pick(~lost)
         if len(pairs.rows):
             descent.descend(search, pairs, steps, finish if last else descent.QUICK, last=last)
     return ranks
+
+
+def _lost(search: Search, rows: Tensor) -> Tensor:
+    """Returns where linear forms have led nowhere, or so far away that others may be nearer."""
+    far = descent.radius(search, rows) > FAR * search.width
+    return search.distance[rows].isinf() | far
 
 
 def _anneals(search: Search, rows: Tensor, order: Tensor, budget: float, rest: LeftOver) -> None:

@@ -24,6 +24,8 @@ Logits = Callable[[Tensor], Tensor]
 _BLOCK_ROWS = {"cpu": 256, "cuda": 2**16}
 """Rows that go through the network together. On the CPU few of them stay in the cache."""
 
+OWN_DRAWS = 2**20
+
 
 @dataclass(frozen=True)
 class Margin:
@@ -135,10 +137,16 @@ class Search:
         """Returns how many evaluations every row can still afford."""
         return budget - float(self.spent[rows].max())
 
-    def noise(self, rows: Tensor) -> Tensor:
-        """Returns standard Gaussian noise [m, d]; each probe's own, whatever else is there."""
-        self._draws += 1
-        return noise.gaussian(self._seeds[rows], self._draws, self.origin.shape[1])
+    def noise(self, rows: Tensor, draw: int | None = None) -> Tensor:
+        """Returns standard Gaussian noise [m, d]; each probe's own, whatever else is there.
+
+        What only some probes need is drawn under a number of its own, about `OWN_DRAWS`, so that
+        the noise of the others does not depend on it.
+        """
+        if draw is None:
+            self._draws += 1
+            draw = self._draws
+        return noise.gaussian(self._seeds[rows], draw, self.origin.shape[1])
 
     def box(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the box's ends, [m, d], or [1, d] where they are the same for all probes."""
