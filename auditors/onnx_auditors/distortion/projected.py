@@ -38,7 +38,7 @@ ROUND_STAGES = ((6, 10), (2, 20))
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
-FAR = 0.15
+FAR = 0.3
 """Root mean square of a change beyond which the probe's surroundings are walked through."""
 WALKS, WALK_NOISE, WALK_DESCENT = 8, 0.05, 13
 """Most long walks, the standard deviation of the noise from which they start, and the steps of the
@@ -90,7 +90,7 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
             if search.targets is None:
                 rivals[places] = starts.first(rivals[places], rival)
     lost = search.distance[rows].isinf()
-    if bool(lost.any()) and search.left(rows, budget) >= starts.RESCUE_COST:
+    if bool(lost.any()) and search.left(rows[lost], budget) >= starts.RESCUE_COST:
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
     explored = _explore(search, rows, rivals, budget)
     for group in (explored, ~explored):
@@ -194,14 +194,25 @@ def _narrow(
         lost = _lost(search, pairs.rows)
         if last and steps > 2 * SHORT_WALK.steps and bool(lost.any()):
             some = pairs.rows[lost]
-            walked = descent.walk(
-                search, some, pairs.rival[lost], search.origin.index_select(0, some), SHORT_WALK
-            )
-            descent.descend(search, walked, steps - SHORT_WALK.steps)
+            _walk(search, some, pairs.rival[lost], steps, budget)
             pairs = pairs.pick(~lost)
         if len(pairs.rows):
             descent.descend(search, pairs, steps, finish if last else descent.QUICK, last=last)
     return ranks
+
+
+def _walk(search: Search, rows: Tensor, rival: Tensor, steps: int, budget: float) -> None:
+    """Walks away from the probes and descends; what finds nothing leaves enough for a rescue."""
+    origin = search.origin.index_select(0, rows)
+    walked = descent.walk(search, rows, rival, origin, SHORT_WALK)
+    rest = steps - SHORT_WALK.steps
+    # A descent ends with a look at its last point.
+    spare = search.left(rows, budget) - starts.RESCUE_COST - 1 / 2
+    first = min(rest, max(0, int(spare)))
+    descent.descend(search, walked, first)
+    found = search.distance[rows].isfinite()
+    if rest > first and bool(found.any()):
+        descent.descend(search, walked.pick(found), rest - first)
 
 
 def _lost(search: Search, rows: Tensor) -> Tensor:
