@@ -62,6 +62,7 @@ class Plan:
 
 
 QUICK = Plan(overshoot=(1e-2, 3e-5))
+SLIGHTLY_ANNEALED = replace(QUICK, blur=(0.25, 0.03))
 ANNEALED = Plan(overshoot=(3e-3, 3e-5), step=(0.5, 0.2), average=(0.8, 0.9), blur=(4.0, 0.2))
 WIDELY_ANNEALED = replace(ANNEALED, blur=(8.0, 0.2))
 THINNED = Plan(overshoot=(1e-2, 3e-5), drop=(0.8, 0.05), sharp=0.8)

@@ -34,7 +34,7 @@ ANCHORED_BUDGET = 60
 ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
 """Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
-ROUND_STAGES = ((6, 10), (2, 20))
+ROUND_STAGES = ((6, 15), (2, 30))
 LEAST_ROUND = 8
 """What a start alone needs, where a whole round costs too much."""
 RIVALS = (0, 0, 1, 1, 0, 0, 2)
@@ -149,7 +149,7 @@ def _beam(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> Tensor
     pairs = one.pick(torch.arange(len(rows), device=rows.device).repeat_interleave(count))
     pairs.rival = rivals[:, :count].reshape(-1)
     scaled = [(width, max(1, round(steps * share))) for width, steps in stages]
-    best = _narrow(search, rows, pairs, scaled, budget, finish)
+    best = _narrow(search, rows, pairs, scaled, budget, (descent.QUICK, finish), walks=True)
     order = rivals.clone()
     order[:, :count] = rivals[:, :count].gather(1, best)
     return order
@@ -161,7 +161,9 @@ def _narrow(
     pairs: Pairs,
     stages: Sequence[tuple[int, int]],
     budget: float,
-    finish: Plan = descent.QUICK,
+    plans: tuple[Plan, Plan],
+    *,
+    walks: bool = False,
 ) -> Tensor:
     """Runs stages of (pairs per row, steps), each with the nearest of the stage before.
 
@@ -171,7 +173,8 @@ def _narrow(
         pairs: Equally many pairs for each of the rows, in their order.
         stages: Pairs per row, which fall, and steps of each stage.
         budget: Evaluations that each row may have spent at the end.
-        finish: How the last stage goes.
+        plans: How the stages go, and the last one.
+        walks: Whether the last stage walks away from the probe where nothing near was found.
 
     Returns:
         The ranks of the pairs after the first stage that chooses, int64 [m, pairs per row].
@@ -191,13 +194,13 @@ def _narrow(
         last = i == len(stages) - 1
         affordable = int((search.left(rows, budget) - 0.5 * last) // width)
         steps = min(most, affordable)
-        lost = _lost(search, pairs.rows)
-        if last and steps > 2 * SHORT_WALK.steps and bool(lost.any()):
+        walking = walks and last and steps > 2 * SHORT_WALK.steps
+        if walking and bool((lost := _lost(search, pairs.rows)).any()):
             some = pairs.rows[lost]
             _walk(search, some, pairs.rival[lost], steps, budget)
             pairs = pairs.pick(~lost)
         if len(pairs.rows):
-            descent.descend(search, pairs, steps, finish if last else descent.QUICK, last=last)
+            descent.descend(search, pairs, steps, plans[last], last=last)
     return ranks
 
 
@@ -277,4 +280,4 @@ def _restarts(search: Search, rows: Tensor, order: Tensor, budget: float) -> Non
         turn += width
         rivals = torch.stack(rival, 1).reshape(-1)
         pairs = descent.start(search, flat, rivals, torch.stack(starts_, 1).flatten(0, 1))
-        _narrow(search, rows, pairs, stages, budget)
+        _narrow(search, rows, pairs, stages, budget, (descent.SLIGHTLY_ANNEALED,) * 2)
