@@ -39,13 +39,13 @@ SHRINK = (0.1, 0.5)
 """Least and largest factor of a step's length after a trial that failed."""
 TRIES, STEPS = 5, 30
 """Failed trials in a row, and evaluations, after which a minimisation ends in any case."""
-SETTLED = 0.05
+SETTLED = 0.1
 """Slope at which a minimisation ends, as a share of 2 c ||r||."""
-GAIN = 3e-4
+GAIN = 7e-4
 """Decrease at which a minimisation ends, as a share of c ||r||^2."""
 NEAR = 1e-3
 """Excess at which the search over c ends, as a share of the probe's own."""
-CLOSE = 1.02
+CLOSE = 1.04
 """Ratio of the least c that failed to the largest that did not at which the search over c ends."""
 INNER = 0.2
 """Least distance of the next c from the ends of a bracket, as a share of it (of the logarithms)."""
