@@ -30,7 +30,9 @@ THINNED_BEAMS = {"l1": (*BEAM[:-1], (1, 48)), "l0": ((9, 4), (4, 4), (2, 6), (1,
 ANCHOR_STEPS = 13
 ANCHOR_COST = starts.ANCHOR_BISECTIONS / 2 + ANCHOR_STEPS
 ANCHORED_BUDGET = 60
-"""Least budget of which a second start may take its part."""
+"""Least budget of which a second start may take its part where the first has found nothing."""
+ANCHORED_BUDGETS = {"l2": 60, "linf": 200, "l1": 200, "l0": 200}
+"""The same for all rows."""
 ROUND = ((0.3, True), (1.0, True), (0.1, False), (0.3, True), (1.0, True), (0.2, False))
 """Noise of a round's restarts: a share of the best distance around the best point (True), or a
 standard deviation around the probe (False)."""
@@ -80,15 +82,13 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
         rivals: Classes that each may be taken to, most promising first, [m, k].
         budget: Evaluations that each row may have spent at the end.
     """
-    anchors = search.anchors
-    reserve = ANCHOR_COST if anchors is not None and budget >= ANCHORED_BUDGET else 0.0
-    rivals = _beam(search, rows, rivals, budget - reserve).clone()
-    if anchors is not None and reserve:
-        places, x, rival = starts.anchored(search, rows, *anchors)
-        if len(places):
-            descent.descend(search, descent.start(search, rows[places], rival, x), ANCHOR_STEPS)
-            if search.targets is None:
-                rivals[places] = starts.first(rivals[places], rival)
+    anchors = search.anchors if budget >= ANCHORED_BUDGET else None
+    always = anchors is not None and budget >= ANCHORED_BUDGETS[search.norm.name]
+    rivals = _beam(search, rows, rivals, budget - ANCHOR_COST * always).clone()
+    if anchors is not None:
+        served = search.distance[rows].isinf() | always
+        if bool(served.any()) and search.left(rows[served], budget) >= ANCHOR_COST:
+            rivals[served] = _anchored(search, rows[served], rivals[served], anchors)
     lost = search.distance[rows].isinf()
     if bool(lost.any()) and search.left(rows[lost], budget) >= starts.RESCUE_COST:
         rivals[lost] = starts.rescue(search, rows[lost], rivals[lost])
@@ -97,6 +97,22 @@ def projected(search: Search, rows: Tensor, rivals: Tensor, budget: float) -> No
         # What some have spent is not taken from the others.
         if bool(group.any()):
             _spend(search, rows[group], rivals[group], budget)
+
+
+def _anchored(
+    search: Search, rows: Tensor, rivals: Tensor, anchors: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Descends from the lines to other inputs; returns the rivals, first what is nearer there."""
+    before = search.distance[rows]
+    places, x, rival = starts.anchored(search, rows, *anchors)
+    if not len(places):
+        return rivals
+    descent.descend(search, descent.start(search, rows[places], rival, x), ANCHOR_STEPS)
+    nearer = (search.distance[rows] < before)[places]
+    if search.targets is None and bool(nearer.any()):
+        better = places[nearer]
+        rivals[better] = starts.first(rivals[better], rival[nearer])
+    return rivals
 
 
 def _explore(search: Search, rows: Tensor, order: Tensor, budget: float) -> Tensor:
@@ -210,7 +226,7 @@ def _walk(search: Search, rows: Tensor, rival: Tensor, steps: int, budget: float
     walked = descent.walk(search, rows, rival, origin, SHORT_WALK)
     rest = steps - SHORT_WALK.steps
     # A descent ends with a look at its last point.
-    spare = search.left(rows, budget) - starts.RESCUE_COST - 1 / 2
+    spare = search.left(rows, budget) - max(ANCHOR_COST, starts.RESCUE_COST) - 1 / 2
     first = min(rest, max(0, int(spare)))
     descent.descend(search, walked, first)
     found = search.distance[rows].isfinite()
