@@ -258,6 +258,22 @@ def test_vanishing_gradients_around_the_probe() -> None:
     np.testing.assert_allclose(result.distance.numpy(), exact, rtol=1e-2)
 
 
+@pytest.mark.parametrize(("norm", "budget"), [("l2", 300), ("l0", 100)])
+def test_anchors_lead_no_probe_astray(norm: str, budget: int) -> None:
+    """Other inputs as second starts cost hardly anything where the first way was the better one."""
+    folder = shared_data()
+    data = np.load(folder / "mnist_test_1000.npz")
+    inputs = torch.from_numpy((data["images"][:60] / 255).astype(np.float32))[:, None]
+    labels = torch.from_numpy(data["labels"][:60].astype(np.int64))
+    network = load(folder / "models" / "mnist_convnet_maxpool.onnx")
+    anchors = (inputs, network(inputs).argmax(1).detach())
+    alone, anchored = (
+        minimal(network, inputs, labels, norm=norm, budget=budget, anchors=points).distance
+        for points in (None, anchors)
+    )
+    assert anchored.mean() <= 1.01 * alone.mean()
+
+
 def test_progress_rises_to_the_whole() -> None:
     """The share that is told grows and ends near 1."""
     weights = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
