@@ -33,7 +33,7 @@ SUBSET = {"lbfgs_scipy": 20}
 """Attacks that take so long that they see only the first few images."""
 
 
-def _checked(p: Problem, found: Tensor) -> Tensor:
+def checked(p: Problem, found: Tensor) -> Tensor:
     """Returns the examples inside the box, pushed over the boundary where rounding undid them."""
     clean = torch.nan_to_num(found.detach(), nan=0.0)
     kept = clean.clamp(0, 1).float()
@@ -70,7 +70,7 @@ def run(job: dict[str, Any], norm: str, name: str, budget: int, path: Path) -> N
     found = attack(problem)
     seconds = time.process_time() - begin
     spent = problem.evaluations
-    kept = _checked(problem, found)
+    kept = checked(problem, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path, distance=problem.distance(kept), examples=kept.numpy(), evaluations=spent,

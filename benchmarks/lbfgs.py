@@ -29,14 +29,15 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import trained
-from benchmarks.distortion_cases import open_case
+from benchmarks import distortion_attacks, trained
+from benchmarks.distortion_attacks import Plain, Problem
+from benchmarks.distortion_cases import Case, open_case
+from benchmarks.distortion_peers import checked
 
 from onnx_auditors.distortion import lbfgs, minimal
 
 _BUDGET = 1000
 _BISECTIONS = 16
-_SEARCHES = 20
 _FEW_ITERATIONS = 15
 _SHARPNESS = 100.0
 """Excess of a probe in the loss that scipy minimises."""
@@ -131,29 +132,6 @@ def by_scipy(sample: Sample, iterations: int, budget: int) -> float:
     return _to_boundary(sample)
 
 
-def plainly(sample: Sample, iterations: int, budget: int) -> float:
-    """Searches over twenty c with scipy's L-BFGS-B, warm starts; returns the distance.
-
-    Args:
-        sample: The problem.
-        iterations: Most iterations for one c.
-        budget: Most evaluations.
-    """
-    c, low, high, x = 1.0, 0.0, math.inf, sample.origin
-    for _ in range(_SEARCHES):
-        x = optimize.minimize(
-            sample.penalised, x, (c,), method="L-BFGS-B", jac=True,
-            bounds=[(0, 1)] * len(x),
-            options={"maxiter": iterations, "maxfun": budget // _SEARCHES},
-        ).x  # fmt: skip
-        if sample.excess(x) < 0:
-            low = c
-        else:
-            high = c
-        c = 4 * c if math.isinf(high) else c / 4 if low == 0 else math.sqrt(low * high)
-    return sample.distance
-
-
 def _next(c: float, excess: float, low: float, high: float) -> float:
     """Returns the next c by the same rule as ours."""
     factor = (1 + math.exp(min(-excess, 50.0))) / 2
@@ -191,21 +169,32 @@ def compare(name: str, samples: int, few: int, folder: Path) -> None:
     cost = (time.process_time() - begin) / len(case.inputs)
     _line(name, "ours", ours.distance[:few].numpy(), cost,
           float(ours.evaluations[:few].double().mean()))  # fmt: skip
-    ways = {
-        "scipy, plainly": (plainly, 15_000),
-        "scipy, its own stopping rule": (by_scipy, 15_000),
-        "scipy, cut off": (by_scipy, _FEW_ITERATIONS),
-    }
-    for way, (attack, iterations) in ways.items():
+    _plainly(case, few, cost)
+    ways = {"scipy, its own stopping rule": 15_000, "scipy, cut off": _FEW_ITERATIONS}
+    for way, iterations in ways.items():
         problems = [
             Sample(case.network, tuple(x.shape), x.double().numpy().ravel(), int(target), x.numpy())
             for x, target in zip(case.inputs[:few], case.targets[:few], strict=True)
         ]
         begin = time.process_time()
-        distances = np.array([attack(problem, iterations, _BUDGET) for problem in problems])
+        distances = np.array([by_scipy(problem, iterations, _BUDGET) for problem in problems])
         theirs = (time.process_time() - begin) / len(problems)
         spent = float(np.mean([problem.spent for problem in problems]))
         _line(name, way, distances, theirs, spent, theirs / cost)
+
+
+def _plainly(case: Case, few: int, cost: float) -> None:
+    """Prints a line for scipy as the peers' attack uses it."""
+    problem = Problem(
+        Plain(case.job["steps"]), case.inputs[:few], case.labels[:few], case.targets[:few],
+        case.job["starts_targeted"][:few], 2.0, _BUDGET,
+    )  # fmt: skip
+    begin = time.process_time()
+    found = distortion_attacks.lbfgs(problem)
+    theirs = (time.process_time() - begin) / few
+    spent = problem.evaluations
+    distance = problem.distance(checked(problem, found))
+    _line(case.name, "scipy, plainly", distance, theirs, spent, theirs / cost)
 
 
 def _line(

@@ -19,21 +19,22 @@ _DRAW_BITS = 32
 _UNIFORM_BITS = 24
 
 
-def uniform(seeds: Tensor, draw: int, width: int) -> Tensor:
+def uniform(seeds: Tensor, draw: int | Tensor, width: int) -> Tensor:
     """Returns numbers in (0, 1), float32 [n, width].
 
     Args:
         seeds: Int64 [n], one for each row.
-        draw: Number of the draw, from 0; each gives new numbers.
+        draw: Number of the draw, from 0, of all rows or int64 [n]; each gives new numbers.
         width: Numbers per row, fewer than 2^32.
     """
-    position = torch.arange(width, dtype=torch.int64, device=seeds.device) + (draw << _DRAW_BITS)
-    bits = _mix(_mix(seeds)[:, None] + _GOLDEN * (position + 1)[None, :])
+    row = _mix(seeds) + _GOLDEN * (torch.as_tensor(draw, device=seeds.device) << _DRAW_BITS)
+    place = torch.arange(1, width + 1, dtype=torch.int64, device=seeds.device)
+    bits = _mix(row[:, None] + _GOLDEN * place)
     top = _shift(bits, 64 - _UNIFORM_BITS).to(torch.float32)
     return (top + 0.5) * 2.0**-_UNIFORM_BITS
 
 
-def gaussian(seeds: Tensor, draw: int, width: int) -> Tensor:
+def gaussian(seeds: Tensor, draw: int | Tensor, width: int) -> Tensor:
     """Returns standard Gaussian numbers, float32 [n, width] (Box and Muller 1958)."""
     half = -(-width // 2)
     numbers = uniform(seeds, draw, 2 * half)

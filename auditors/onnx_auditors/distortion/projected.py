@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onnx_auditors.distortion import descent, sparse, starts
 from onnx_auditors.distortion.descent import LONG_WALK, SHORT_WALK, Pairs, Plan
-from onnx_auditors.distortion.search import OWN_DRAWS, Search
+from onnx_auditors.distortion.search import Search
 
 # Lengths are shares of the box's mean width.
 NOISE = 0.2
@@ -118,15 +118,16 @@ def _anchored(
 def _explore(search: Search, rows: Tensor, order: Tensor, budget: float) -> Tensor:
     """Walks to several classes where nothing near was found; returns for which rows, bool [m]."""
     explored = torch.zeros_like(rows, dtype=torch.bool)
+    cost = LONG_WALK.steps + WALK_DESCENT + 1 / 2
     for turn in range(WALKS):
         far = _lost(search, rows)
         some = rows[far]
-        cost = LONG_WALK.steps + WALK_DESCENT + 1 / 2
         if not len(some) or search.left(some, budget) < cost:
             break
         explored |= far
-        noise = search.noise(some, OWN_DRAWS + turn).mul_(WALK_NOISE * search.width if turn else 0)
-        x = search.clip(noise.add_(search.origin.index_select(0, some)), some)
+        x = search.origin.index_select(0, some)
+        if turn:
+            x = search.clip(search.noise(some).mul_(WALK_NOISE * search.width).add_(x), some)
         rival = order[far, turn % order.shape[1]]
         walked = descent.walk(search, some, rival, x, LONG_WALK)
         descent.descend(search, walked, WALK_DESCENT)

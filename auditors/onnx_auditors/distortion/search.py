@@ -24,8 +24,6 @@ Logits = Callable[[Tensor], Tensor]
 _BLOCK_ROWS = {"cpu": 256, "cuda": 2**16}
 """Rows that go through the network together. On the CPU few of them stay in the cache."""
 
-OWN_DRAWS = 2**20
-
 
 @dataclass(frozen=True)
 class Margin:
@@ -91,7 +89,7 @@ class Search:
         self._tell = tell
         self._seeds = seeds
         self._charged = 0.0
-        self._draws = 0
+        self._draws = torch.zeros_like(seeds)
         self._block = _BLOCK_ROWS[inputs.device.type]
 
     def scores(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -137,16 +135,14 @@ class Search:
         """Returns how many evaluations every row can still afford."""
         return budget - float(self.spent[rows].max())
 
-    def noise(self, rows: Tensor, draw: int | None = None) -> Tensor:
+    def noise(self, rows: Tensor) -> Tensor:
         """Returns standard Gaussian noise [m, d]; each probe's own, whatever else is there.
 
-        What only some probes need is drawn under a number of its own, about `OWN_DRAWS`, so that
-        the noise of the others does not depend on it.
+        Each probe counts its own draws, so that what only some of them need changes nothing for
+        the others. The same probe has the same noise wherever it stands in `rows`.
         """
-        if draw is None:
-            self._draws += 1
-            draw = self._draws
-        return noise.gaussian(self._seeds[rows], draw, self.origin.shape[1])
+        self._draws[rows] += 1
+        return noise.gaussian(self._seeds[rows], self._draws[rows], self.origin.shape[1])
 
     def box(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the box's ends, [m, d], or [1, d] where they are the same for all probes."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from onnx_auditors.distortion.search import OWN_DRAWS, Search
+from onnx_auditors.distortion.search import Search
 
 ANCHOR_BISECTIONS = 8
 CROSSING = 6
@@ -80,8 +80,8 @@ def rescue(search: Search, rows: Tensor, order: Tensor) -> Tensor:
     lower, upper = (end.expand_as(origin) for end in search.box(rows))
     width = upper - lower
     random = [
-        search.clip(lower + width * (0.5 + 0.5 * search.noise(rows, OWN_DRAWS - 1 - i)), rows)
-        for i in range(RESCUE_DRAWS)
+        search.clip(lower + width * (0.5 + 0.5 * search.noise(rows)), rows)
+        for _ in range(RESCUE_DRAWS)
     ]
     for start in [lower, upper, lower + width / 2, lower + upper - origin, *random]:
         search.fooled(start, rows)
