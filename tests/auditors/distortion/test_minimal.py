@@ -300,3 +300,21 @@ def test_last_stretch_ends_at_the_boundary() -> None:
     starts.to_boundary(search, rows, starts.FAR_CROSSING)
     assert (search.distance > math.log(8) / 2).all()
     assert search.distance.numpy() == pytest.approx(math.log(8) / 2, rel=1e-4)
+
+
+def test_noise_of_a_probe_is_its_own() -> None:
+    """Draws that only some probes need do not move those of the others."""
+    rows, ends = torch.arange(3), (torch.tensor(0.0), torch.tensor(1.0))
+
+    def noise(*asked: list[int]) -> list[Tensor]:
+        search = Search(
+            lambda x: x, torch.zeros(3, 8), torch.zeros_like(rows), ends,
+            norm=NORMS["l2"], seeds=rows,
+        )  # fmt: skip
+        return [search.noise(torch.tensor(some)) for some in asked]
+
+    first, second = noise([0, 1, 2], [0, 1, 2])
+    _, between, after = noise([0, 1, 2], [1, 1], [2, 0, 1])
+    assert torch.equal(between, second[[1, 1]])
+    assert torch.equal(after[:2], second[[2, 0]])
+    assert not torch.isin(after[2], torch.cat([first[1], second[1]])).any()
