@@ -53,7 +53,8 @@ def check(address: str) -> str:
     """Asks a health port, as a probe does.
 
     Returns:
-        The state's name, such as "SERVING", or the code of the error, such as "UNAVAILABLE".
+        The state's name, such as "SERVING", or the code of the error: "UNAVAILABLE" where nothing
+        answers, or where the port closes on the check.
     """
     host, _, port = address.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)  # noqa: S104
@@ -63,7 +64,9 @@ def check(address: str) -> str:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
         except grpc.RpcError as error:
             code: grpc.StatusCode = error.code()
-            return code.name
+            # Nobody here cancels: so ends what a server had taken in, but not begun, as it stopped.
+            gone = code is grpc.StatusCode.CANCELLED
+            return grpc.StatusCode.UNAVAILABLE.name if gone else code.name
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
