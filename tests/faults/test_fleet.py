@@ -81,6 +81,11 @@ def test_the_shards_of_an_audit_spread_over_the_workers(
     fleet: Fleet, client: Client, inputs: tuple[v1.Model, v1.ProbeSet]
 ) -> None:
     """Both workers did shards of one audit, with the blobs that a server took."""
+    for _ in range(50):
+        # A worker that has just come up begins to look for work a second later.
+        if all(lines(worker, "task done") for worker in fleet.workers):
+            break
+        client.wait(submit(client, inputs, f"{BARE}4"))
     audit = client.wait(submit(client, inputs))
     assert all(shards_done(worker, audit) for worker in fleet.workers)
     invariants.check_course(client, audit)
